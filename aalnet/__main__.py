@@ -1,0 +1,80 @@
+"""The front door: `aalnet`, also `python -m aalnet`. Mounts every command, imports none early.
+
+The one module under `aalnet/` that may name other packages of ours; it does so as text, so
+`aalnet --help` loads neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from aalnet.errors import AalnetError
+
+# name: (module whose `app` is mounted, the line shown by `aalnet --help`)
+COMMANDS = {
+    "train": ("cluster.commands.train", "Train a model on this machine or a Ray cluster."),
+    "runs": ("cluster.commands.runs", "List, show and watch runs."),
+    "sample": ("cluster.commands.sample", "Draw several pictures for condition images."),
+    "evaluate": ("cluster.commands.evaluate", "Measure a model on held-out pairs."),
+    "compare": ("cluster.commands.compare", "Train aalnet, gan and vae alike, side by side."),
+    "doctor": ("cluster.commands.doctor", "Check this machine, the storage and the cluster."),
+    "schema": ("cluster.commands.schema", "Print the JSON schema of a settings file."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group that lists commands by name and imports a module only when its command is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, listed, rest = super().resolve_command(ctx, args)
+        if name is None or listed is None:
+            return name, listed, rest
+        module = importlib.import_module(COMMANDS[name][0])
+        return name, typer.main.get_command(module.app), rest
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="AALNet on Ray: train, compare and sample conditional image generators.",
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Hold the options of the root; it has none."""
+
+
+def main() -> None:
+    """Run the command line. Exit code 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C."""
+    try:
+        app()
+    except AalnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

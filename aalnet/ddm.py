@@ -1,0 +1,91 @@
+"""DDM, the data-driven module: trains D, and forms G's objective against the updated D.
+
+Article 2.4 and 3.3. MEM (mem.py) corrects G afterwards by its own gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aalnet import terms
+from aalnet.batch import Batch
+from aalnet.settings import ObjectiveSettings
+from aalnet.state import TrainState
+from aalnet.terms import Terms
+
+
+def judge(state: TrainState, batch: Batch, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """D on the samples and on the target in one pass.
+
+    samples [n, K, Cy, H, W] -> fake logits [n, K], real logit [n]
+    """
+    images = torch.cat([batch.target[:, None], samples], dim=1)
+    with state.autocast():
+        logits = state.discriminator(batch.condition, images, batch.label)
+    return logits[:, 1:], logits[:, 0]
+
+
+def discriminator_terms(state: TrainState, batch: Batch, samples: Tensor) -> Terms:
+    """What D maximises, with samples detached from G (3.3); terms of weight 0 are left out."""
+    objective = state.settings.objective
+    fake, real = judge(state, batch, samples)
+    found = {
+        "separation": terms.separation(fake, real),
+        "discriminator_accuracy": terms.accuracy(fake, real).detach(),
+    }
+    if objective.eta * objective.offset_share:
+        own, other = state.discriminator.encoder, state.generator.encoder
+        distance = terms.offset(own.parameters(), other.parameters())
+        found["discriminator_offset"] = distance.expand(len(real))
+    return found | smoothness_terms(state, batch, samples)
+
+
+def smoothness_terms(state: TrainState, batch: Batch, samples: Tensor) -> Terms:
+    """D's gradient penalty on the target and on one sample, due every `r1_interval` steps.
+
+    One sample stands for all K: they are alike in distribution, and cost 1/K of all.
+    """
+    objective = state.settings.objective
+    if not objective.r1 or not state.due(objective.r1_interval):
+        return {}
+    images = torch.stack([batch.target, samples[:, 0]], dim=1).requires_grad_()
+    logits = state.discriminator(batch.condition, images, batch.label)
+    return {"image_gradient": terms.image_gradient(logits, images)}
+
+
+def discriminator_weights(objective: ObjectiveSettings) -> dict[str, float]:
+    """Weights by name of term; the lazy penalty counts for the steps it was not due."""
+    return {
+        "separation": 1.0,
+        "discriminator_accuracy": 0.0,
+        "discriminator_offset": -objective.eta * objective.offset_share,
+        "image_gradient": -0.5 * objective.r1 * objective.r1_interval,
+    }
+
+
+def generator_terms(
+    state: TrainState, batch: Batch, samples: Tensor, fake: Tensor, real: Tensor
+) -> Terms:
+    """G's own objective against the updated D (2.4, 3.3); terms of weight 0 are left out."""
+    objective = state.settings.objective
+    found = {"log_likelihood": terms.log_likelihood(samples, batch.target, objective.scale)}
+    if objective.lambda_:
+        found["realism"] = terms.realism(fake, real)
+    if objective.eta:
+        found["entropy"] = terms.entropy(samples, objective.scale)
+    if objective.eta * objective.offset_share:
+        own, other = state.generator.encoder, state.discriminator.encoder
+        found["offset"] = terms.offset(own.parameters(), other.parameters()).expand(len(real))
+    return found
+
+
+def generator_weights(objective: ObjectiveSettings) -> dict[str, float]:
+    """Weights by name of term, DDM's and MEM's."""
+    return {
+        "log_likelihood": 1.0,
+        "realism": objective.lambda_,
+        "entropy": objective.eta,
+        "offset": -objective.eta * objective.offset_share,
+        "reward": objective.beta,
+    }

@@ -1,0 +1,228 @@
+"""Generator, Discriminator and the VAE's Posterior on one Encoder.
+
+Shapes: N conditions, K samples per condition, J images judged per condition, C channels
+(Cx of a condition, Cy of a target), H W pixels, Z noise size, E embedding size. Images are
+float in [-1, 1] (a generator's output may leave that range a little; it has no tanh).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aalnet.blocks import BLOCKS, SILU_GAIN, conv, linear
+from aalnet.settings import Settings
+
+SMALLEST_PX = 8  # the encoder halves the image until this size
+HEAD_PX = 4  # the fully connected layers see a map of this size
+OUTPUT_GAIN = 0.1  # a large output layer saturates early training
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What the networks must know of a data set; stored beside every checkpoint."""
+
+    labels: tuple[str, ...]
+    condition_channels: int
+    target_channels: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes after the preset was resolved."""
+
+    widths: tuple[int, ...]  # channels per level, full size first
+    encoder_blocks: int
+    decoder_blocks: int
+    embedding_size: int
+    noise_size: int
+    blocks: str
+    start_from_condition: bool
+
+
+PRESETS = {
+    "tiny": Architecture((16, 32, 64, 64, 64, 64), 1, 1, 64, 32, "resnet", True),
+    "base": Architecture((64, 128, 256, 256, 256, 256), 2, 1, 256, 32, "resnet", True),
+    "large": Architecture((96, 192, 384, 512, 512, 512), 3, 2, 512, 32, "resnet", True),
+}
+
+
+def architecture(settings: Settings) -> Architecture:
+    """The preset with every given size put in its place."""
+    network, preset = settings.network, PRESETS[settings.network.preset]
+    levels = (settings.data.size_px // SMALLEST_PX).bit_length()
+    return Architecture(
+        widths=network.widths or preset.widths[:levels],
+        encoder_blocks=network.encoder_blocks or preset.encoder_blocks,
+        decoder_blocks=network.decoder_blocks or preset.decoder_blocks,
+        embedding_size=network.embedding_size or preset.embedding_size,
+        noise_size=network.noise_size,
+        blocks=network.blocks,
+        start_from_condition=network.start_from_condition,
+    )
+
+
+def stack(family: str, c_in: int, c_out: int, depth: int) -> nn.Sequential:
+    """`depth` blocks of a family; the first changes the width."""
+    block = BLOCKS[family]
+    return nn.Sequential(*(block(c_in if i == 0 else c_out, c_out) for i in range(depth)))
+
+
+class Encoder(nn.Module):
+    """Features at every level. The same shape in G and D, so `offset` can compare them.
+
+    [M, W0, H, W] -> ([M, W0, H, W], [M, W1, H/2, W/2], ...)
+    """
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        widths = (arch.widths[0], *arch.widths)
+        self.levels = nn.ModuleList(
+            stack(arch.blocks, c_in, c_out, arch.encoder_blocks) for c_in, c_out in pairwise(widths)
+        )
+
+    def forward(self, h: Tensor) -> list[Tensor]:
+        features: list[Tensor] = []
+        for i, level in enumerate(self.levels):
+            h = level(F.avg_pool2d(h, 2) if i else h)
+            features.append(h)
+        return features
+
+
+class DecoderLevel(nn.Module):
+    """Up-sample, add the condition's features, modulate by the embedding, convolve.
+
+    The condition's part (`skip`) is computed once per condition, whatever K is.
+    """
+
+    def __init__(self, c_in: int, c_skip: int, arch: Architecture) -> None:
+        super().__init__()
+        self.narrow = conv(c_in, c_skip, 1)
+        self.skip = conv(c_skip, c_skip, 1)
+        self.modulation = linear(arch.embedding_size, 2 * c_skip)
+        self.blocks = stack(arch.blocks, c_skip, c_skip, arch.decoder_blocks)
+
+    def forward(self, h: Tensor | None, skip: Tensor, embedding: Tensor) -> Tensor:
+        """h [N*K, C_in, H/2, W/2] or None at the deepest level, skip [N, C, H, W],
+        embedding [N*K, E] -> [N*K, C, H, W]"""
+        samples = embedding.shape[0] // skip.shape[0]
+        h_skip = self.skip(skip).repeat_interleave(samples, dim=0)
+        if h is not None:
+            h_skip = h_skip + F.interpolate(self.narrow(h), scale_factor=2.0, mode="nearest")
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        out: Tensor = self.blocks(h_skip * (1 + scale) + shift)
+        return out
+
+
+class Generator(nn.Module):
+    """G(x; theta_G): several targets for one condition.
+
+    condition [N, Cx, H, W], label int64 [N], noise [N, K, Z] -> samples [N, K, Cy, H, W].
+    The encoder runs once per condition; noise and label enter in the decoder.
+    """
+
+    def __init__(self, settings: Settings, spec: DataSpec) -> None:
+        super().__init__()
+        arch = architecture(settings)
+        w0, e = arch.widths[0], arch.embedding_size
+        self.stem = conv(spec.condition_channels, w0, 3)
+        self.encoder = Encoder(arch)
+        self.label = nn.Embedding(len(spec.labels), e)
+        self.embed = nn.Sequential(
+            linear(arch.noise_size + e, e), nn.SiLU(), linear(e, e, SILU_GAIN), nn.SiLU()
+        )
+        self.decoder = nn.ModuleList(
+            DecoderLevel(c_in, c_skip, arch)
+            for c_skip, c_in in pairwise((*arch.widths, arch.widths[-1]))
+        )
+        self.output = conv(w0, spec.target_channels, 3, SILU_GAIN * OUTPUT_GAIN)
+        self.start: nn.Conv2d | None = None
+        if arch.start_from_condition:
+            self.start = conv(spec.condition_channels, spec.target_channels, 1)
+            nn.init.constant_(self.start.weight, 1 / spec.condition_channels)
+
+    def forward(self, condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
+        n, k, _ = noise.shape
+        features = self.encoder(self.stem(condition))
+        label_embedding = self.label(label)[:, None].expand(n, k, -1)
+        embedding = self.embed(torch.cat([noise, label_embedding], dim=2).flatten(0, 1))
+        h: Tensor | None = None
+        for level, skip in zip(reversed(self.decoder), reversed(features), strict=True):
+            h = level(h, skip, embedding)
+        assert h is not None
+        samples: Tensor = self.output(F.silu(h)).unflatten(0, (n, k))
+        if self.start is not None:
+            samples = samples + self.start(condition)[:, None]
+        return _full_precision(samples)
+
+
+class _PairEncoder(nn.Module):
+    """Encoder over a condition and an image: the trunk of Discriminator and Posterior."""
+
+    def __init__(self, settings: Settings, spec: DataSpec) -> None:
+        super().__init__()
+        arch = architecture(settings)
+        self.stem_condition = conv(spec.condition_channels, arch.widths[0], 3)
+        self.stem_image = conv(spec.target_channels, arch.widths[0], 3)
+        self.encoder = Encoder(arch)
+        deepest_px = settings.data.size_px >> (len(arch.widths) - 1)
+        self.head_px = min(deepest_px, HEAD_PX)
+        self.flat_size = arch.widths[-1] * self.head_px**2
+        self.embedding_size = arch.embedding_size
+
+    def pair_features(self, condition: Tensor, images: Tensor) -> Tensor:
+        """condition [N, Cx, H, W], images [N, J, Cy, H, W] -> [N*J, flat_size]"""
+        judged = images.shape[1]
+        h = self.stem_condition(condition).repeat_interleave(judged, dim=0)
+        h = self.encoder(h + self.stem_image(images.flatten(0, 1)))[-1]
+        return F.silu(F.avg_pool2d(h, h.shape[-1] // self.head_px)).flatten(1)
+
+
+class Discriminator(_PairEncoder):
+    """D(y given x; theta_D): does the image match the condition and label?
+
+    condition [N, Cx, H, W], images [N, J, Cy, H, W] (or [N, Cy, H, W]), label int64 [N]
+    -> logits [N, J] (or [N]); `sigmoid(logit)` is the probability of a match.
+    """
+
+    def __init__(self, settings: Settings, spec: DataSpec) -> None:
+        super().__init__(settings, spec)
+        e = self.embedding_size
+        self.label = nn.Embedding(len(spec.labels), e)
+        self.hidden = linear(self.flat_size + e, e, SILU_GAIN)
+        self.logit = linear(e, 1, SILU_GAIN)
+
+    def forward(self, condition: Tensor, images: Tensor, label: Tensor) -> Tensor:
+        if images.ndim == 4:
+            return self.forward(condition, images[:, None], label)[:, 0]
+        n, judged = images.shape[:2]
+        label_embedding = self.label(label).repeat_interleave(judged, dim=0)
+        h = torch.cat([self.pair_features(condition, images), label_embedding], dim=1)
+        logits: Tensor = self.logit(F.silu(self.hidden(h))).view(n, judged)
+        return _full_precision(logits)
+
+
+class Posterior(_PairEncoder):
+    """q(z given x, y) of the conditional VAE: a diagonal Gaussian.
+
+    condition [N, Cx, H, W], target [N, Cy, H, W] -> mean, log variance, each [N, Z]
+    """
+
+    def __init__(self, settings: Settings, spec: DataSpec) -> None:
+        super().__init__(settings, spec)
+        self.hidden = linear(self.flat_size, self.embedding_size, SILU_GAIN)
+        self.moments = linear(self.embedding_size, 2 * settings.network.noise_size, SILU_GAIN)
+
+    def forward(self, condition: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        h = F.silu(self.hidden(self.pair_features(condition, target[:, None])))
+        mean, log_variance = _full_precision(self.moments(h)).chunk(2, dim=1)
+        return mean, log_variance
+
+
+def _full_precision(output: Tensor) -> Tensor:
+    """float32 for what autocast left in bfloat16: terms are never computed in less."""
+    return output.float() if output.dtype == torch.bfloat16 else output

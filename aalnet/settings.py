@@ -1,0 +1,209 @@
+"""Settings: read from YAML once, checked once, frozen plain data afterwards.
+
+`load_settings` is the only reader. Keys keep the article's names (`lambda`, `eta`, `beta`,
+`gamma`, `K`); a unit stands in each name that has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aalnet.yaml_io import apply_overrides, read_mapping, validate
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Count, ...], Field(strict=False, min_length=2)]
+
+
+class Section(BaseModel):
+    """A frozen, strict group of settings: unknown keys and silent casts are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, validate_default=True
+    )
+
+
+class DataSettings(Section):
+    """Where pairs come from and how a batch is drawn."""
+
+    train: str = Field("data/openmoji64/train.parquet", description="Parquet file or folder")
+    test: str = Field("data/openmoji64/test.parquet", description="held-out pairs")
+    size_px: Literal[32, 64, 128, 256] = Field(32, description="images are resized to this")
+    batch_images: Count = Field(24, description="conditions in a global batch")
+    balanced_labels: bool = Field(False, description="draw every label equally often")
+    noised_share: Share = Field(0.1, description="share of conditions that get noise")
+    noised_std: Weight = Field(0.1, description="its standard deviation; images are in [-1, 1]")
+    flip: bool = Field(True, description="mirror x and y together, half of the time")
+    shift_px: Annotated[int, Field(ge=0)] = Field(1, description="shift x and y by up to this")
+    memory_budget_mib: Count = Field(2048, description="decoded pairs are kept if they fit")
+
+
+class NetworkSettings(Section):
+    """Sizes of generator and discriminator. `preset` fills what is not given."""
+
+    preset: Literal["tiny", "base", "large"] = "tiny"
+    blocks: Literal["resnet", "densenet", "inception"] = "resnet"
+    widths: Widths | None = Field(None, description="channels per level, full size first")
+    encoder_blocks: Count | None = Field(None, description="blocks per encoder level")
+    decoder_blocks: Count | None = Field(None, description="blocks per decoder level")
+    embedding_size: Count | None = Field(None, description="size of the noise and label embedding")
+    noise_size: Count = Field(32, description="Z, the length of one noise vector")
+    start_from_condition: bool = Field(
+        True, description="add a learned map of x to the output, so generation starts from x"
+    )
+
+
+class ObjectiveSettings(Section):
+    """Weights of the AALNet objective (docs/objective.md). Each may be 0 on its own."""
+
+    K: Count = Field(4, description="samples drawn per condition")
+    lambda_: Weight = Field(0.3, alias="lambda", description="weight of realism")
+    eta: Weight = Field(0.3, description="weight of entropy, and of offset by offset_share")
+    beta: Weight = Field(0.1, description="weight of reward")
+    gamma: Weight = Field(1e-6, description="weight of the response penalty")
+    flatness: Weight = Field(1e-5, description="weight of the density_flatness penalty")
+    offset_share: Weight = Field(0.0, description="offset is weighed by eta * offset_share")
+    scale: Positive = Field(0.1, description="b, the width of the Laplace kernels")
+    r1: Weight = Field(0.5, description="discriminator's zero-centred gradient penalty")
+    r1_interval: Count = Field(4, description="steps between two such penalties")
+    penalty_method: Literal["finite_difference", "exact"] = "finite_difference"
+    penalty_interval: Count = Field(16, description="steps between two gradient penalties of G")
+    penalty_step: Positive = Field(3e-3, description="h of the central differences")
+
+
+class BaselineSettings(Section):
+    """Weights of the two baselines, used only with `model: gan` or `model: vae`."""
+
+    l1: Weight = Field(10.0, description="gan: weight of the mean absolute difference")
+    adversarial: Weight = Field(1.0, description="gan: weight of the adversarial term")
+    kl: Weight = Field(0.02, description="vae: weight of the KL divergence")
+
+
+class OptimizerSettings(Section):
+    """How gradients become steps. Schedules count images, so workers do not move them."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    lr: Positive = 5e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
+    warmup_images: Annotated[int, Field(ge=0)] = Field(2400, description="lr rises linearly")
+    decay_share: Share = Field(0.3, description="last share of the run, in which lr falls to 0")
+    clip_norm: Positive = Field(5.0, description="largest norm of a summed gradient")
+    ema_halflife_images: Positive = Field(5000.0, description="half-life of the moving average")
+
+
+class EvaluationSettings(Section):
+    """What is measured on the held-out pairs during a run and by `aalnet evaluate`."""
+
+    samples: Count = Field(8, description="k of best-of-k and diversity")
+    max_images: Count = Field(1024, description="held-out pairs used, the first ones")
+    features: str | None = Field(None, description="TorchScript feature network; default lite0")
+
+
+class RunSettings(Section):
+    """Length, cadence, seed and place of a run."""
+
+    images: Count = Field(48_000, description="conditions to train on; ends at a whole batch")
+    checkpoint_every_images: Count = 8_000
+    log_every_images: Count = 480
+    keep_last: Count = Field(2, description="newest checkpoints kept; the best is kept besides")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="auto: one per GPU, else one per CPU core; 0: no Ray"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16", "float64"] = Field(
+        "float32", description="bfloat16: autocast; float64: slow, to check numbers"
+    )
+    channels_last: bool = False
+    grid_conditions: Count = Field(6, description="rows of the sample grid")
+
+
+class Settings(Section):
+    """Everything that decides a run. `digest()` covers all but where and how long it runs."""
+
+    model: Literal["aalnet", "gan", "vae"] = "aalnet"
+    data: DataSettings = DataSettings()
+    network: NetworkSettings = NetworkSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+    baseline: BaselineSettings = BaselineSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        workers = self.run.workers
+        if isinstance(workers, int) and workers > self.data.batch_images:
+            raise ValueError(
+                f"run.workers must be <= data.batch_images ({self.data.batch_images}), "
+                f"got {workers}: each worker needs a condition of every batch"
+            )
+        widths = self.network.widths
+        if widths is not None and self.data.size_px >> (len(widths) - 1) < 4:
+            raise ValueError(
+                f"network.widths must have at most {self.data.size_px.bit_length() - 2} levels "
+                f"at data.size_px {self.data.size_px}, got {len(widths)}"
+            )
+        if self.data.shift_px >= self.data.size_px // 2:
+            raise ValueError(
+                f"data.shift_px must be < half of data.size_px, got {self.data.shift_px}"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data with the keys of the YAML file."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def digest(self) -> str:
+        """SHA-256 over every setting that a run may not change when it is resumed."""
+        text = json.dumps(identity(self.to_dict()), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+RESUMABLE_SECTIONS = frozenset({"evaluation"})
+RESUMABLE_KEYS = frozenset({"data.memory_budget_mib", *(f"run.{key}" for key in (
+    "checkpoint_every_images", "log_every_images", "keep_last", "workers", "device",
+    "grid_conditions",
+))})  # fmt: skip
+
+
+def identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """Flat settings (dotted keys) without those that a resumed run may change."""
+    flat = {
+        f"{section}.{key}": value
+        for section, values in settings.items()
+        if isinstance(values, dict) and section not in RESUMABLE_SECTIONS
+        for key, value in values.items()
+    }
+    flat = {key: value for key, value in flat.items() if key not in RESUMABLE_KEYS}
+    return {"model": settings["model"], **flat}
+
+
+def load_settings(path: Path | str, overrides: Sequence[str] = ()) -> Settings:
+    """Read a YAML file, apply `key=value` overrides, check everything.
+
+    Raises:
+        ConfigError: the file is missing or not a mapping, a key is unknown (with a "did you
+            mean"), a value has a wrong type or is out of range.
+    """
+    return parse_settings(apply_overrides(read_mapping(path), overrides))
+
+
+def parse_settings(values: dict[str, Any]) -> Settings:
+    """Check plain data as it stands in YAML or in a checkpoint's `state.json`."""
+    return validate(Settings, values)
+
+
+def settings_schema() -> dict[str, Any]:
+    """JSON schema of a settings file, for editors."""
+    return Settings.model_json_schema(by_alias=True)

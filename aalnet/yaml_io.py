@@ -1,0 +1,144 @@
+"""YAML in, checked pydantic models out, with messages that a person can act on."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from aalnet.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads `1e-3` as a number (YAML 1.2) and refuses repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, list | dict):
+                raise yaml.YAMLError("a key must be a plain word")
+            if key in seen:
+                raise yaml.YAMLError(f"the key `{key}` stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def read_mapping(path: Path | str) -> dict[str, Any]:
+    """The YAML mapping in a file. Raises ConfigError: missing, unreadable or no mapping."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"settings file `{path}` does not exist (looked in {Path.cwd()}); check the path"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file `{path}` cannot be read: {error}") from error
+    return parse_mapping(text, origin=str(path))
+
+
+def parse_mapping(text: str, origin: str) -> dict[str, Any]:
+    """The YAML mapping in a text; an empty text is an empty mapping."""
+    try:
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"`{origin}` is not valid YAML: {reason}") from None
+    except RecursionError:
+        raise ConfigError(f"`{origin}` is nested too deeply to be settings") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(
+            f"`{origin}` must hold `key: value` settings, got a {type(values).__name__}"
+        )
+    return values
+
+
+def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `values` with each `dotted.key=value` set; values are read as YAML."""
+    result = copy.deepcopy(values)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted.strip():
+            raise ConfigError(f"--set wants key=value, got `{override}`; e.g. objective.eta=0.3")
+        *parents, key = dotted.strip().split(".")
+        target = result
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {dotted}: `{parent}` is a value, not a group of settings")
+        target[key] = parse_mapping(f"value: {text or 'null'}", origin=f"--set {override}")["value"]
+    return result
+
+
+def validate(model: type[Model], values: dict[str, Any]) -> Model:
+    """Build `model` from plain data.
+
+    Raises:
+        ConfigError: one line per problem, each with the dotted name, the rule and the value.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(model, dict(problem)) for problem in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+
+
+def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = [part for part in problem["loc"] if isinstance(part, str)]
+    kind, value = problem["type"], problem.get("input")
+    known = _known_keys(model)
+    while location and ".".join(location) not in known and kind != "extra_forbidden":
+        location.pop()  # pydantic appends the member of a union
+    dotted = ".".join(location)
+    if kind == "extra_forbidden":
+        return _unknown(dotted, known)
+    if kind == "value_error" and not dotted:
+        return str(problem["ctx"]["error"])
+    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    rule = rule.replace("greater than or equal to ", ">= ").replace("greater than ", "> ")
+    rule = rule.replace("less than or equal to ", "<= ").replace("less than ", "< ")
+    return f"{dotted or 'settings'} must be {rule}, got {value!r}"
+
+
+def _unknown(dotted: str, known: dict[str, None]) -> str:
+    leaf = dotted.rpartition(".")[2]
+    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.7) or [
+        name for name in known if name.rpartition(".")[2] == leaf
+    ]
+    hint = f"; did you mean `{close[0]}`?" if close else "; see `aalnet schema` for all settings"
+    return f"`{dotted}` is not a setting{hint}"
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> dict[str, None]:
+    keys: dict[str, None] = {}
+    for name, field in model.model_fields.items():
+        dotted = prefix + (field.alias or name)
+        keys[dotted] = None
+        for kind in _flatten(field.annotation):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys |= _known_keys(kind, f"{dotted}.")
+    return keys
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [inner for part in get_args(annotation) for inner in _flatten(part)]
+    return [annotation]
