@@ -6,8 +6,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 HAS_GPU = nvidia-smi -L 2>/dev/null | grep -q '^GPU '
-# Where a Linux machine without a GPU gets the small build of torch; empty: always pip's own choice.
-CPU_TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DEMO_WORKERS ?= $(shell $(HAS_GPU) && echo auto || echo 2)
 TEST_JOBS ?= 2
 # Tests run side by side, so each process keeps to one core.
@@ -23,7 +21,7 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv and install everything into it
 	@echo "Ready: $(BIN)/aalnet --help"
 
-demo: $(STAMP) ## train on the embedded pictures, evaluate, show the run (DEMO_WORKERS=2)
+demo: $(STAMP) ## train on the embedded drawings, evaluate, show the picture (DEMO_WORKERS=2)
 	$(BIN)/aalnet train configs/demo.yaml --run demo --workers $(DEMO_WORKERS)
 	$(BIN)/aalnet evaluate demo
 	$(BIN)/aalnet runs show demo
@@ -58,9 +56,5 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "On Debian and Ubuntu: apt-get install python3-venv, then the same again." >&2; exit 1; }; }
 	@touch $@.begun
 	@echo "Installing into $(VENV) (the first time takes some minutes)"
-	@[ "$$(uname -s)" != Linux ] || [ -z "$(CPU_TORCH_INDEX)" ] || $(HAS_GPU) || \
-	  $(BIN)/python -m pip install --quiet --no-deps --retries 0 --timeout 10 \
-	    --index-url "$(CPU_TORCH_INDEX)" "$$(grep '^torch==' constraints.txt)" 2>/dev/null || \
-	  echo "No CPU build of torch from $(CPU_TORCH_INDEX); taking the one pip finds (may be large)"
 	@$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[dev]'
 	@mv $@.begun $@

@@ -65,8 +65,8 @@ def require_finite(measured: Mapping[str, Tensor], images_seen: int) -> dict[str
     if broken:
         raise NonFiniteError(
             f"`{broken[0]}` is {values[broken[0]]} at {images_seen:,} images"
-            f" (not finite: {', '.join(broken)}). Lower optimizer.lr, or objective.gamma and"
-            " objective.flatness, then start the same command again"
+            f" (not finite: {', '.join(broken)}). Lower optimizer.lr, objective.gamma or"
+            " objective.flatness and start it under another --run"
         )
     return values
 

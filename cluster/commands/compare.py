@@ -1,0 +1,119 @@
+"""`aalnet compare`: aalnet, gan and vae on the same data, images and seed, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from aalnet.errors import ConfigError
+from aalnet.evaluation import Figures
+from aalnet.sampling import grid
+from aalnet.settings import Settings, load_settings
+from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator, spec_of
+from cluster.commands.evaluate import evaluate_checkpoint
+from cluster.commands.options import Address, Json, Set, Storage
+from cluster.commands.train import train_run
+from cluster.held_out import HeldOut, png
+from cluster.progress import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name, number
+from cluster.runs import Run
+from cluster.store import open_store
+
+app = typer.Typer(add_completion=False)
+KNOWN = ("aalnet", "gan", "vae")
+SHOWN_SAMPLES = 4  # of each model, in the picture
+
+
+@app.command()
+def compare(
+    config: Annotated[str, typer.Argument(help="settings file (YAML)", metavar="CONFIG")],
+    models: Annotated[str, typer.Option(help="which, separated by commas")] = ",".join(KNOWN),
+    overrides: Set = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="runs are called NAME-MODEL; default: the file's", metavar="NAME"),
+    ] = None,
+    storage: Storage = "./aalnet-runs",
+    workers: Annotated[str | None, typer.Option(help="as for `aalnet train`")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Train each model on the same images with the same seed, then measure all alike.
+
+    A model that is trained already is not trained again. The table and the picture go to
+    <storage>/comparisons/NAME.
+    """
+    asked = [*(overrides or []), *([f"run.workers={workers}"] if workers is not None else [])]
+    wanted = models_of(models)
+    store, name = open_store(storage), run or Path(config).stem
+    settings = {model: load_settings(config, [*asked, f"model={model}"]) for model in wanted}
+    for model in wanted:
+        print(f"== {model} ==")
+        train_run(Run(store, f"{name}-{model}"), settings[model], address)
+    found = {model: find_checkpoint(store, f"{name}-{model}") for model in wanted}
+    figures = {
+        model: {**evaluate_checkpoint(found[model]), **cost(found[model])} for model in wanted
+    }
+    prefix = f"comparisons/{name}"
+    store.write(f"{prefix}/comparison.json", json.dumps(figures, indent=1).encode())
+    store.write(f"{prefix}/comparison.png", picture(found, settings[wanted[0]]))
+    if as_json:
+        print(json.dumps(figures))
+        return
+    Console().print(table(name, figures))
+    print(f"picture  {store.uri}/{prefix}/comparison.png")
+
+
+def models_of(text: str) -> list[str]:
+    """The models named in `aalnet,gan,vae`, each once."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in KNOWN]
+    if unknown or not names:
+        raise ConfigError(f"--models must name some of {', '.join(KNOWN)}, got `{text}`")
+    return names
+
+
+def cost(found: Checkpoint) -> dict[str, float | int]:
+    """What a run's training took, over all its starts."""
+    ended = [record for record in found.run.records() if record["kind"] == "end"]
+    seconds = sum(float(record["train_seconds"]) for record in ended)
+    return {"images_seen": found.images, "train_seconds": round(seconds, 1)}
+
+
+def table(name: str, figures: dict[str, Figures]) -> Table:
+    """One row a figure, one column a model, the best of each row marked."""
+    first = next(iter(figures.values()))
+    result = Table(title=f"{name}: {first['images']} held-out pairs, k = {first['k']}")
+    for head in ("figure", *figures, "the condition"):
+        result.add_column(head, justify="left" if head == "figure" else "right")
+    for key in (kid_name(first) or "l1", *FIGURE_ORDER):
+        values = {model: float(each[key]) for model, each in figures.items()}
+        best = (max if key in HIGHER_IS_BETTER else min)(values.values())
+        cells = [f"[bold]{number(v)}[/bold]" if v == best else number(v) for v in values.values()]
+        floor = first.get(f"{key.removeprefix('best_of_k_')}_condition")
+        result.add_row(key, *cells, "" if floor is None else number(floor))
+    for key in ("images_seen", "train_seconds"):
+        result.add_row(key, *(f"{each[key]:,}" for each in figures.values()), "")
+    return result
+
+
+def picture(found: dict[str, Checkpoint], settings: Settings) -> bytes:
+    """Condition, target, and a few samples of every model in one row."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    heads = ["condition", "target"]
+    rows: list[list[torch.Tensor]] = []
+    held_out: HeldOut | None = None
+    for model, checkpoint in found.items():
+        generator, _ = load_generator(checkpoint, device)
+        if held_out is None:
+            held_out = HeldOut(settings, spec_of(checkpoint.state()), device)
+        drawn = held_out.grid_rows(generator, SHOWN_SAMPLES)
+        rows = rows or [row[:2] for row in drawn]
+        rows = [before + row[2:] for before, row in zip(rows, drawn, strict=True)]
+        heads += [model, *[""] * (SHOWN_SAMPLES - 1)]
+    return png(grid(rows, heads))

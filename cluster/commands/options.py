@@ -1,0 +1,20 @@
+"""Options that several commands share, so that they are spelt alike everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="override a setting: objective.eta=0.3", metavar="KEY=VALUE"),
+]
+Storage = Annotated[
+    str, typer.Option(help="folder that holds the runs", envvar="AALNET_STORAGE", metavar="URI")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(help="join a running Ray cluster", envvar="RAY_ADDRESS", metavar="ADDRESS"),
+]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]

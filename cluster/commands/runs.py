@@ -1,0 +1,219 @@
+"""`aalnet runs list | show | watch`: what is in a storage, and how its runs go on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from aalnet.errors import UserError
+from aalnet.settings import Settings
+from cluster.commands.options import Json, Storage
+from cluster.progress import (
+    ProgressView,
+    duration,
+    figures,
+    follow,
+    kid_name,
+    latest,
+    number,
+    printable,
+    progress_of,
+)
+from cluster.runs import Record, Run, find_run, list_runs
+from cluster.store import open_store
+
+DEFAULT_STORAGE = "./aalnet-runs"
+PIPED_WIDTH = 200  # a table that nobody looks at is not folded
+COLOURS = {"finished": "green", "running": "blue", "failed": "red", "damaged": "red"}
+COLUMNS = ("run", "model", "status", "images", "best kid", "diversity", "age")
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="List, show and watch runs.",
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="a name from `aalnet runs list`")]
+
+
+@app.command("list")
+def list_(storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
+    """List the runs of a storage."""
+    store = open_store(storage)
+    rows = [_summary(run) for run in list_runs(store)]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    elif not rows:
+        print(f"no runs in {store.uri}; start one with: aalnet train CONFIG{_flag(storage)}")
+    else:
+        _console().print(_table(rows))
+
+
+@app.command()
+def show(name: RunName, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
+    """Show one run: settings, figures, checkpoints, files, and what to type next."""
+    run, settings = find_run(open_store(storage), name)
+    facts = _summary(run) | _details(run, settings)
+    if as_json:
+        print(json.dumps(facts, indent=2))
+    else:
+        for line in _page(run, settings, facts, _flag(storage)):
+            print(printable(line))
+
+
+@app.command()
+def watch(name: RunName, storage: Storage = DEFAULT_STORAGE) -> None:
+    """Show how a run goes on, until it ends. Exit code 1 if it failed."""
+    run, settings = find_run(open_store(storage), name)
+    records = run.records()
+    status = run.status()
+    if status == "finished":
+        print(f"run `{run.name}` is finished: {records[-1]['images']:,} images")
+        return
+    with ProgressView(settings.run.images) as view:
+        for kind in ("evaluation", "train"):
+            if record := latest(records[:-1], kind):
+                view.show(record)
+        if status == "stopped":
+            quiet = f"; nothing logged for {_age(records[-1])}" if records else ""
+            print(f"run `{run.name}` is not running{quiet}; Ctrl-C leaves", file=sys.stderr)
+        last: Record = {}
+        for record in follow(run, from_records=max(len(records) - 1, 0)):
+            last = record
+            view.show(record)
+    if last.get("status") == "failed":
+        raise typer.Exit(1)
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """A row of the list. A run whose run.yaml cannot be read is listed as damaged."""
+    records = run.records()
+    first, last = (records[0], records[-1]) if records else ({}, {})
+    row: dict[str, Any] = {
+        "run": run.name, "model": None, "status": "damaged", "images": last.get("images", 0),
+        "total_images": None, "best_kid": None, "diversity": None,
+        "started_at_s": first.get("time_s"), "logged_at_s": last.get("time_s"),
+    }  # fmt: skip
+    try:
+        settings = run.settings()
+    except UserError as error:
+        return row | {"error": str(error)}
+    if settings is None:
+        return row | {"error": "it has no run.yaml"}
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    distances = [record[kid] for record in evaluations if (kid := kid_name(record))]
+    ended = last.get("error") if last.get("kind") == "end" else None
+    return row | {
+        "model": settings.model,
+        "status": run.status(),
+        "total_images": settings.run.images,
+        "best_kid": min(distances, default=None),
+        "diversity": evaluations[-1].get("diversity") if evaluations else None,
+        **({"error": ended} if ended else {}),
+    }
+
+
+def _details(run: Run, settings: Settings) -> dict[str, Any]:
+    samples = run.samples()
+    checkpoints = run.store.folders(run.key("checkpoints/"))
+    report = run.key("report.html")
+    return {
+        "uri": run.uri,
+        "settings": settings.to_dict(),
+        "evaluation": latest(run.records(), "evaluation"),
+        "checkpoints": sorted(int(name) for name in checkpoints if name.isdecimal()),
+        "last_sample": _uri(run, samples[max(samples)]) if samples else None,
+        "report": _uri(run, report) if run.store.keys(report) else None,
+    }
+
+
+def _page(run: Run, settings: Settings, facts: dict[str, Any], flag: str) -> list[str]:
+    checkpoints = facts["checkpoints"]
+    lines = [
+        f"run          {run.name}  ({facts['status']})",
+        *([f"error        {facts['error']}"] if facts.get("error") else []),
+        f"images       {progress_of(facts['images'], settings.run.images)}",
+        *(f"{name:<12} {text}" for name, text in _settings_lines(settings)),
+        f"checkpoints  {', '.join(f'{images:,}' for images in checkpoints) or 'none yet'}",
+        f"last sample  {facts['last_sample'] or 'none yet'}",
+        f"report       {facts['report'] or 'none yet'}",
+    ]
+    if evaluation := facts["evaluation"]:
+        lines += ["", f"at {evaluation['images']:,} images{'':<4}{'this run':>12}{'condition':>12}"]
+        for figure in figures(evaluation):
+            verdict = {True: "better", False: "worse", None: ""}[figure.better]
+            floor = "-" if figure.floor is None else number(figure.floor)
+            lines.append(f"  {figure.name:<18}{number(figure.value):>12}{floor:>12}  {verdict}")
+    return [*lines, "", "next:", *(f"  {command}" for command in _next(run, facts, flag))]
+
+
+def _settings_lines(settings: Settings) -> list[tuple[str, str]]:
+    objective, network, data = settings.objective, settings.network, settings.data
+    weights = (
+        f", lambda {objective.lambda_}, eta {objective.eta}, beta {objective.beta}, "
+        f"gamma {objective.gamma}, flatness {objective.flatness}, K {objective.K}"
+    )
+    return [
+        ("model", settings.model + (weights if settings.model == "aalnet" else "")),
+        ("network", f"{network.preset}, {network.blocks}"),
+        ("data", f"{data.train} at {data.size_px} px, {data.batch_images} a step"),
+        ("seed", str(settings.run.seed)),
+    ]
+
+
+def _next(run: Run, facts: dict[str, Any], flag: str) -> list[str]:
+    commands = []
+    if facts["status"] == "running":
+        commands.append(f"aalnet runs watch {run.name}{flag}")
+    elif facts["status"] != "finished":
+        commands.append(f"aalnet train CONFIG --run {run.name}{flag}    # goes on from here")
+    if facts["checkpoints"]:
+        commands.append(f"aalnet sample {run.name} IMAGE --label L -k 8{flag}")
+        commands.append(f"aalnet evaluate {run.name}{flag}")
+    return commands or [f"aalnet runs watch {run.name}{flag}"]
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in COLUMNS:
+        right = column in {"images", "best kid", "diversity", "age"}
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for row in rows:
+        total = row["total_images"]
+        cells = [
+            row["run"],
+            row["model"] or "-",
+            row["status"],
+            progress_of(row["images"], total) if total else "-",
+            "-" if row["best_kid"] is None else number(row["best_kid"]),
+            "-" if row["diversity"] is None else number(row["diversity"]),
+            _age({"time_s": row["started_at_s"]}),
+        ]
+        texts = [Text(printable(cell)) for cell in cells]
+        texts[2].stylize(COLOURS.get(row["status"], "yellow"))
+        table.add_row(*texts)
+    return table
+
+
+def _age(record: Record) -> str:
+    time_s = record.get("time_s")
+    return "-" if time_s is None else duration(max(time.time() - time_s, 0.0))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def _uri(run: Run, key: str) -> str:
+    return f"{run.store.uri}/{key}"
+
+
+def _flag(storage: str) -> str:
+    return "" if storage == DEFAULT_STORAGE else f" --storage {shlex.quote(storage)}"

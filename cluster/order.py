@@ -1,0 +1,99 @@
+"""Which images make the global batch, and their chance: functions of (seed, position) alone.
+
+A position counts conditions since the start of the run, over all workers. So the number of
+workers, a crash or a resumption change nothing: position p is always the same image, mirrored
+and shifted the same way, with the same noise. Without balancing, each epoch holds every image
+exactly once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aalnet.settings import DataSettings
+
+ORDER, LABELS, WITHIN, CHANCE = range(4)  # separate streams of random numbers under one seed
+
+
+def worker_slice(global_images: int, rank: int, workers: int) -> range:
+    """Offsets of this worker's contiguous share of a global batch; shares differ by at most 1."""
+    return range(
+        rank * global_images // workers,
+        (rank + 1) * global_images // workers,
+    )
+
+
+@lru_cache(maxsize=64)
+def _permutation(count: int, *seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(count)
+
+
+@dataclass(frozen=True)
+class Order:
+    """Position in the run -> row of the data set."""
+
+    labels: NDArray[np.int64]  # of every row
+    seed: int
+    balanced: bool
+
+    def row(self, position: int) -> int:
+        """The row at a position."""
+        return self._balanced(position) if self.balanced else self._shuffled(position)
+
+    def _shuffled(self, position: int) -> int:
+        epoch, at = divmod(position, len(self.labels))
+        return int(_permutation(len(self.labels), self.seed, ORDER, epoch)[at])
+
+    def _balanced(self, position: int) -> int:
+        """Every block of positions holds each label once; a label's rows come in epochs."""
+        turn, at = divmod(position, len(self._rows_by_label))
+        label = int(_permutation(len(self._rows_by_label), self.seed, LABELS, turn)[at])
+        rows = self._rows_by_label[label]
+        epoch, within = divmod(turn, len(rows))
+        return int(rows[_permutation(len(rows), self.seed, WITHIN, label, epoch)[within]])
+
+    @cached_property
+    def _rows_by_label(self) -> list[NDArray[np.int64]]:
+        return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Everything random about one position. Drawn in a fixed order from (seed, position)."""
+
+    flip: bool
+    shift: tuple[int, int]  # pixels down, right
+    noise: NDArray[np.float32]  # [K, Z]
+    condition_noise: NDArray[np.float32] | None  # [Cx, H, W] or None: this one is left clean
+
+
+def chance(
+    data: DataSettings, seed: int, position: int, noise_shape: tuple[int, int], channels: int
+) -> Chance:
+    """The chance of one position; `noise_shape` is (K, Z), `channels` Cx."""
+    rng = np.random.default_rng((seed, CHANCE, position))
+    coin, share = rng.random(2)
+    down, right = rng.integers(-data.shift_px, data.shift_px, size=2, endpoint=True)
+    noise = rng.standard_normal(noise_shape, np.float32)
+    condition_noise = None
+    if share < data.noised_share:
+        shape = (channels, data.size_px, data.size_px)
+        condition_noise = rng.standard_normal(shape, np.float32) * np.float32(data.noised_std)
+    flip = data.flip and coin < 0.5
+    return Chance(bool(flip), (int(down), int(right)), noise, condition_noise)
+
+
+def augment(image: NDArray[np.uint8], flip: bool, shift: tuple[int, int]) -> NDArray[np.uint8]:
+    """Mirror and shift one image [C, H, W]; the edge is repeated into the gap."""
+    if flip:
+        image = image[:, :, ::-1]
+    if shift != (0, 0):
+        (down, right), (height, width) = shift, image.shape[1:]
+        rows = np.clip(np.arange(height) - down, 0, height - 1)
+        columns = np.clip(np.arange(width) - right, 0, width - 1)
+        image = image[:, rows[:, None], columns]
+    return image

@@ -1,0 +1,155 @@
+"""One run in a store: its names, its settings, its log. The layout is the design's:
+
+runs/<run>/run.yaml  metrics.jsonl  samples/<images>.png  report.html
+runs/<run>/checkpoints/<images>/...                         (cluster/checkpoint.py)
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aalnet.errors import CheckpointError, ConfigError
+from aalnet.settings import Settings, identity, parse_settings
+from aalnet.yaml_io import parse_mapping
+from cluster.store import BlobMissing, Store
+
+RUN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+ALIVE_S = 120.0  # a run that logged nothing for so long is not running any more
+
+Record = dict[str, Any]  # one line of metrics.jsonl: `kind`, `images`, `time_s` and figures
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by name. Making the object touches nothing."""
+
+    store: Store
+    name: str
+
+    def __post_init__(self) -> None:
+        if not RUN_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"run name `{self.name}` must be 1 to 63 letters, digits, `.`, `_` or `-`, "
+                "starting with a letter or digit; choose one with --run"
+            )
+
+    def key(self, *parts: str) -> str:
+        """The store key of a file of this run."""
+        return "/".join(("runs", self.name, *parts))
+
+    @property
+    def uri(self) -> str:
+        return f"{self.store.uri}/{self.key()}"
+
+    def exists(self) -> bool:
+        return self.settings() is not None
+
+    def settings(self) -> Settings | None:
+        """The resolved settings of `run.yaml`; None if the run was never started."""
+        try:
+            text = self.store.read(self.key("run.yaml")).decode()
+        except BlobMissing:
+            return None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"`{self.key('run.yaml')}` is damaged: {error}") from error
+        return parse_settings(parse_mapping(text, origin=self.key("run.yaml")))
+
+    def write_settings(self, settings: Settings) -> None:
+        text = yaml.safe_dump(settings.to_dict(), sort_keys=False)
+        self.store.write(self.key("run.yaml"), text.encode())
+
+    def claim(self, settings: Settings) -> None:
+        """Take this name for these settings, new or resumed.
+
+        Raises:
+            CheckpointError: the run exists with settings that decide its path differently.
+        """
+        before = self.settings()
+        if before is not None:
+            ours, theirs = identity(settings.to_dict()), identity(before.to_dict())
+            changed = [key for key in ours if ours[key] != theirs.get(key)]
+            if changed:
+                key = changed[0]
+                raise CheckpointError(
+                    f"run `{self.name}` was started with {key} {theirs.get(key)!r}, now it is "
+                    f"{ours[key]!r}; choose another name with --run, or put the old value back"
+                )
+        self.write_settings(settings)
+
+    def log(self, record: Record) -> None:
+        """Append one record to metrics.jsonl, stamped with the time."""
+        line = json.dumps({**record, "time_s": round(time.time(), 3)}) + "\n"
+        self.store.append(self.key("metrics.jsonl"), line.encode())
+
+    def records(self) -> list[Record]:
+        """All whole records so far; a half-written last line is left out."""
+        try:
+            text = self.store.read(self.key("metrics.jsonl")).decode(errors="replace")
+        except BlobMissing:
+            return []
+        return [record for line in text.split("\n") if (record := _parse(line)) is not None]
+
+    def forget_after(self, images: int) -> None:
+        """Drop what was logged beyond the checkpoint that the run resumes from, and a torn line.
+
+        Without its end of line, a torn last line would swallow the next record.
+        """
+        try:
+            before = self.store.read(self.key("metrics.jsonl"))
+        except BlobMissing:
+            return
+        kept = [record for record in self.records() if record["images"] <= images]
+        after = "".join(json.dumps(record) + "\n" for record in kept).encode()
+        if after != before:
+            self.store.write(self.key("metrics.jsonl"), after)
+
+    def status(self) -> str:
+        """`finished`, `failed`, `running` or `stopped`, by the log."""
+        records = self.records()
+        last: Record = records[-1] if records else {"kind": "start", "time_s": 0.0}
+        if last["kind"] == "end":
+            return str(last["status"])
+        return "running" if time.time() - last.get("time_s", 0.0) < ALIVE_S else "stopped"
+
+    def samples(self) -> dict[int, str]:
+        """Keys of the sample grids by images seen, in that order."""
+        keys = self.store.keys(self.key("samples/"))
+        found = {Path(key).stem: key for key in keys if key.endswith(".png")}
+        return dict(sorted((int(stem), key) for stem, key in found.items() if stem.isdecimal()))
+
+
+def list_runs(store: Store) -> list[Run]:
+    """All runs of a store, by name."""
+    return [Run(store, name) for name in store.folders("runs/") if RUN_NAME.fullmatch(name)]
+
+
+def find_run(store: Store, name: str) -> tuple[Run, Settings]:
+    """An existing run and its settings.
+
+    Raises:
+        CheckpointError: there is none of that name, with the nearest that there is.
+    """
+    run = Run(store, name)
+    settings = run.settings()
+    if settings is None:
+        names = [other.name for other in list_runs(store)]
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "see `aalnet runs list`"
+        raise CheckpointError(f"run `{name}` does not exist in {store.uri}; {hint}")
+    return run, settings
+
+
+def _parse(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "images"} <= record.keys() else None
