@@ -26,6 +26,7 @@ COMMANDS = {
     "doctor": ("cluster.commands.doctor", "Check this machine, the storage and the cluster."),
     "schema": ("cluster.commands.schema", "Print the JSON schema of a settings file."),
 }
+INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, as shells do
 
 
 class LazyGroup(TyperGroup):
@@ -68,9 +69,11 @@ def main() -> None:
     except AalnetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

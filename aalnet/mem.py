@@ -7,7 +7,9 @@ sign they would reward ever larger gradients (docs/objective.md).
 from __future__ import annotations
 
 import math
+from functools import partial
 
+import torch
 from torch import Tensor
 from torch.func import functional_call
 
@@ -61,26 +63,29 @@ def add_penalty_gradients(state: TrainState, batch: Batch, world: World) -> Term
 
 
 def _summed_density(state: TrainState, batch: Batch) -> Objective:
-    """theta_G -> mean over the global batch of sum_k p(mu_k|x) (3.3, fourth)."""
+    """f = mean over the global batch of sum_k p(mu_k|x), by way of the samples (3.3, fourth)."""
 
-    def share(parameters: Parameters) -> Tensor:
-        samples = _draw(state, batch, parameters)
+    def value(samples: Tensor) -> Tensor:
         density = terms.summed_density(samples, state.settings.objective.scale)
         return density.sum() / batch.global_images
 
-    return share
+    return Objective(output=partial(_draw, state, batch), value=value)
 
 
 def _separation(state: TrainState, batch: Batch) -> Objective:
-    """theta_G -> mean over the global batch of L_D (3.4, second)."""
+    """f = mean over the global batch of L_D, by way of D's logits (3.4, second)."""
+    with torch.no_grad():
+        real = state.discriminator(batch.condition, batch.target, batch.label)
 
-    def share(parameters: Parameters) -> Tensor:
+    def output(parameters: Parameters) -> Tensor:
         samples = _draw(state, batch, parameters)
-        fake = state.discriminator(batch.condition, samples, batch.label)
-        real = state.discriminator(batch.condition, batch.target, batch.label).detach()
+        logits: Tensor = state.discriminator(batch.condition, samples, batch.label)
+        return logits
+
+    def value(fake: Tensor) -> Tensor:
         return terms.separation(fake, real).sum() / batch.global_images
 
-    return share
+    return Objective(output, value)
 
 
 def _draw(state: TrainState, batch: Batch, parameters: Parameters) -> Tensor:

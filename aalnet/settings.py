@@ -49,8 +49,10 @@ class DataSettings(Section):
 class NetworkSettings(Section):
     """Sizes of generator and discriminator. `preset` fills what is not given."""
 
-    preset: Literal["tiny", "base", "large"] = "tiny"
-    blocks: Literal["resnet", "densenet", "inception"] = "resnet"
+    preset: Literal["tiny", "base", "large"] = Field("tiny", description="tiny is for CPUs")
+    blocks: Literal["resnet", "densenet", "inception"] = Field(
+        "resnet", description="block family of G and D"
+    )
     widths: Widths | None = Field(None, description="channels per level, full size first")
     encoder_blocks: Count | None = Field(None, description="blocks per encoder level")
     decoder_blocks: Count | None = Field(None, description="blocks per decoder level")
@@ -70,13 +72,15 @@ class ObjectiveSettings(Section):
     beta: Weight = Field(0.1, description="weight of reward")
     gamma: Weight = Field(1e-6, description="weight of the response penalty")
     flatness: Weight = Field(1e-5, description="weight of the density_flatness penalty")
-    offset_share: Weight = Field(0.0, description="offset is weighed by eta * offset_share")
+    offset_share: Weight = Field(0.01, description="offset is weighed by eta * offset_share")
     scale: Positive = Field(0.1, description="b, the width of the Laplace kernels")
     r1: Weight = Field(0.5, description="discriminator's zero-centred gradient penalty")
     r1_interval: Count = Field(4, description="steps between two such penalties")
-    penalty_method: Literal["finite_difference", "exact"] = "finite_difference"
+    penalty_method: Literal["finite_difference", "exact"] = Field(
+        "finite_difference", description="exact: double backward, more memory"
+    )
     penalty_interval: Count = Field(16, description="steps between two gradient penalties of G")
-    penalty_step: Positive = Field(3e-3, description="h of the central differences")
+    penalty_step: Positive = Field(5e-4, description="h of the central differences")
 
 
 class BaselineSettings(Section):
@@ -90,10 +94,10 @@ class BaselineSettings(Section):
 class OptimizerSettings(Section):
     """How gradients become steps. Schedules count images, so workers do not move them."""
 
-    name: Literal["adam", "sgd"] = "adam"
-    lr: Positive = 5e-4
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    name: Literal["adam", "sgd"] = Field("adam", description="one for G and one for D")
+    lr: Positive = Field(5e-4, description="learning rate after warm-up")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of adam")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="of adam")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd")
     warmup_images: Annotated[int, Field(ge=0)] = Field(2400, description="lr rises linearly")
     decay_share: Share = Field(0.3, description="last share of the run, in which lr falls to 0")
@@ -113,18 +117,22 @@ class RunSettings(Section):
     """Length, cadence, seed and place of a run."""
 
     images: Count = Field(48_000, description="conditions to train on; ends at a whole batch")
-    checkpoint_every_images: Count = 8_000
-    log_every_images: Count = 480
+    checkpoint_every_images: Count = Field(
+        8_000, description="evaluate, draw the grid and save, at the first batch at or past it"
+    )
+    log_every_images: Count = Field(480, description="one line of metrics.jsonl")
     keep_last: Count = Field(2, description="newest checkpoints kept; the best is kept besides")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of weights, order, augmentation and noise"
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="auto: one per GPU, else one per CPU core; 0: no Ray"
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda where there is a GPU")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="bfloat16: autocast; float64: slow, to check numbers"
     )
-    channels_last: bool = False
+    channels_last: bool = Field(False, description="memory layout of images")
     grid_conditions: Count = Field(6, description="rows of the sample grid")
 
 

@@ -27,6 +27,10 @@ from cluster.store import BlobMissing, Store, open_store
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST.json"
+STATE = {
+    "images_seen": int, "steps": int, "labels": list, "condition_channels": int,
+    "target_channels": int, "figures": dict, "settings": dict,
+}  # fmt: skip
 CHECKPOINT_PATH = re.compile(
     r"(?:(?P<storage>.*)/)?runs/(?P<run>[^/]+)(?:/checkpoints/(?P<images>\d+))?/?"
 )
@@ -59,8 +63,16 @@ class Checkpoint:
         return found
 
     def state(self) -> dict[str, Any]:
-        """`state.json`: counters, settings, labels and the figures at that time."""
-        found: dict[str, Any] = _parse_json(self.blob("state.json"), self.key("state.json"))
+        """`state.json`: counters, settings, labels and the figures at that time.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or not what `save` writes.
+        """
+        key = self.key("state.json")
+        found = _parse_json(self.blob("state.json"), key)
+        wrong = [name for name, kind in STATE.items() if not isinstance(found.get(name), kind)]
+        if wrong:
+            raise CheckpointError(f"`{key}` has no proper `{wrong[0]}`; use another checkpoint")
         return found
 
     def blob(self, name: str) -> bytes:
@@ -143,8 +155,10 @@ def load_generator(checkpoint: Checkpoint, device: torch.device) -> tuple[Genera
     facts = checkpoint.state()
     settings = parse_settings(facts["settings"])
     generator = Generator(settings, spec_of(facts))
+    if settings.run.precision == "float64":
+        generator = generator.double()
     load_network(generator, checkpoint.tensors("ema"), "ema")
-    return generator.to(device).requires_grad_(False).eval(), settings
+    return generator.to(device).float().requires_grad_(False).eval(), settings
 
 
 def spec_of(facts: dict[str, Any]) -> DataSpec:
@@ -208,7 +222,10 @@ def prune(run: Run, keep_last: int) -> None:
 
 
 def _score(checkpoint: Checkpoint) -> float | None:
-    figures = checkpoint.state().get("figures", {})
+    try:
+        figures = checkpoint.state()["figures"]
+    except CheckpointError:
+        return None  # a damaged one is nobody's best; reading it for use says so
     scores = [v for k, v in figures.items() if k.startswith("kid") and not k.endswith("condition")]
     return float(scores[0]) if scores else None
 
@@ -231,7 +248,7 @@ def _json(store: Store, key: str) -> dict[str, Any]:
 def _parse_json(data: bytes, key: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"`{key}` is damaged: {error}; use another checkpoint") from error
     if not isinstance(found, dict):
         raise CheckpointError(f"`{key}` is damaged: not an object; use another checkpoint")

@@ -58,7 +58,7 @@ def decode_image(
         shrinks = original_px > size_px
         how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
         image = image.resize((size_px, size_px), how)
-    pixels = np.asarray(image)
+    pixels = np.array(image)  # writable, unlike the picture's own buffer
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(planes), original_px
 

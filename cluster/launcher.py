@@ -8,18 +8,25 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from aalnet.errors import AalnetError, ConfigError
 from aalnet.settings import Settings
 from cluster.loop import train
-from cluster.runs import Run
+from cluster.runs import Record, Run
 from cluster.world import ProcessWorld
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of workers would come out twice
@@ -84,11 +91,12 @@ def connected(settings: Settings, address: str | None) -> Iterator[Placement]:
     here = place_here(settings)
     try:
         if address:
+            _require_listener(address)
             ray.init(address=address, log_to_driver=False, configure_logging=False)
         else:
             cpus = max(here.workers, len(os.sched_getaffinity(0)))
             ray.init("local", num_cpus=cpus, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         reason = str(error).strip().partition("\n")[0]
         raise ClusterError(f"{where} cannot be reached: {reason}; try `aalnet doctor`") from error
@@ -109,24 +117,52 @@ def connected(settings: Settings, address: str | None) -> Iterator[Placement]:
         ray.shutdown()
 
 
+def _require_listener(address: str) -> None:
+    """Raises OSError where nobody listens; ray.init would try for many minutes, and loudly."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 def train_with_ray(run: Run, settings: Settings, placement: Placement) -> None:
     """Run the loop on Ray Train workers until it ends.
 
     Raises:
         AalnetError: what a worker raised, or ClusterError for a failure of the machinery.
     """
-    from ray.train import ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import (
-        FailureConfig,
-        RunConfig,
-    )  # as ray.train has them at run time
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
 
-    from cluster.worker import own_error, work
+    from cluster.worker import own_error
+
+    try:
+        _trainer(run, settings, placement).fit()
+    except (TrainingFailedError, RayError) as error:
+        ours = own_error(error)
+        if ours is None:
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+            ours = ClusterError(
+                f"training stopped: {reason}; the same command goes on from the last checkpoint"
+            )
+        _log_failure(run, str(ours))
+        raise ours from error
+    except SystemExit:  # how Ray's handler of Ctrl-C ends, once the workers are stopped
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray leaves its own there
+        shutil.rmtree(f"{run.uri}/.ray", ignore_errors=True)
+
+
+def _trainer(run: Run, settings: Settings, placement: Placement) -> TorchTrainer:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api import config  # the classes that ray.train has at run time
+
+    from cluster.worker import work
 
     on_gpu = placement.device == "cuda"
-    scratch = f"{run.uri}/.ray/{int(time.time())}"  # Ray's own records; ours are elsewhere
-    trainer = TorchTrainer(
+    return TorchTrainer(
         work,
         train_loop_config={
             "storage": run.store.uri,
@@ -135,26 +171,27 @@ def train_with_ray(run: Run, settings: Settings, placement: Placement) -> None:
             "working_folder": str(Path.cwd()),
         },
         scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu),
-        run_config=RunConfig(  # type: ignore[arg-type]  # ray.train has the v1 class for checkers
+        run_config=config.RunConfig(  # type: ignore[arg-type]  # typed with the older class
             name=run.name,
-            storage_path=scratch,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
+            storage_path=f"{run.uri}/.ray/{int(time.time())}",  # Ray's own records, not ours
+            failure_config=config.FailureConfig(max_failures=0, controller_failure_limit=3),
             worker_runtime_env={"env_vars": QUIET},
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        ours = own_error(error)
-        if ours is not None:
-            raise ours from None
-        reason = [line for line in str(error).splitlines() if line.strip()][-1]
-        raise ClusterError(
-            f"training stopped: {reason.strip()}; the same command goes on from the last checkpoint"
-        ) from error
-    finally:
-        shutil.rmtree(f"{run.uri}/.ray", ignore_errors=True)
+
+
+def _log_failure(run: Run, error: str) -> None:
+    """Close the run's log where worker 0 could not: it died, or another worker failed first."""
+    records = run.records()
+    if records and records[-1]["kind"] != "end":
+        seconds = records[-1]["time_s"] - _last_start_s(records)
+        run.log({"kind": "end", "images": records[-1]["images"], "status": "failed",
+                 "train_seconds": seconds, "error": error})  # fmt: skip
+
+
+def _last_start_s(records: list[Record]) -> float:
+    return float(next(r["time_s"] for r in reversed(records) if r["kind"] == "start"))
 
 
 def train_here(run: Run, settings: Settings, placement: Placement) -> None:

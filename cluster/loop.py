@@ -7,6 +7,7 @@ TrainState -> checkpoint -> Store.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import torch
 
@@ -53,20 +54,23 @@ def train(
 def _steps(run: Run, state: TrainState, pairs: Pairs, world: ProcessWorld, keeper: Keeper) -> None:
     settings, size = state.settings, state.settings.data.batch_images
     step, meter = STEPS[settings.model], Meter(settings.run.images)
-    batches = read_batches(pairs, settings, state.images_seen, world.rank, world.size)
     asked_s = time.perf_counter()
-    for batch in batches:
-        started_s = time.perf_counter()
-        terms = step(state, state.place(batch), world)
-        done_s = time.perf_counter()
-        meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - asked_s)
-        last = state.images_seen >= settings.run.images
-        if world.rank == 0 and (last or _crossed(state, settings.run.log_every_images)):
-            lr = learning_rate(settings.optimizer, settings.run, state.images_seen)
-            run.log(meter.record(state.images_seen, state.steps, lr))
-        if last or _crossed(state, settings.run.checkpoint_every_images):
-            keeper.checkpoint()
-        asked_s = time.perf_counter()
+    reading = read_batches(pairs, settings, state.images_seen, world.rank, world.size)
+    with closing(reading) as batches:
+        for batch in batches:
+            started_s = time.perf_counter()
+            terms = step(state, state.place(batch), world)
+            done_s = time.perf_counter()
+            meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - asked_s)
+            last = state.images_seen >= settings.run.images
+            saves = last or _crossed(state, settings.run.checkpoint_every_images)
+            # Before each checkpoint too: a resumed run's means then span the same steps.
+            if world.rank == 0 and (saves or _crossed(state, settings.run.log_every_images)):
+                lr = learning_rate(settings.optimizer, settings.run, state.images_seen)
+                run.log(meter.record(state.images_seen, state.steps, lr))
+            if saves:
+                keeper.checkpoint()
+            asked_s = time.perf_counter()
 
 
 def _crossed(state: TrainState, every_images: int) -> bool:

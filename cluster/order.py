@@ -8,8 +8,8 @@ exactly once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,6 @@ def worker_slice(global_images: int, rank: int, workers: int) -> range:
     )
 
 
-@lru_cache(maxsize=64)
-def _permutation(count: int, *seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).permutation(count)
-
-
 @dataclass(frozen=True)
 class Order:
     """Position in the run -> row of the data set."""
@@ -39,6 +34,9 @@ class Order:
     labels: NDArray[np.int64]  # of every row
     seed: int
     balanced: bool
+    _shuffles: dict[tuple[int, ...], tuple[int, NDArray[np.int64]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # of each stream, the epoch in use
 
     def row(self, position: int) -> int:
         """The row at a position."""
@@ -46,15 +44,23 @@ class Order:
 
     def _shuffled(self, position: int) -> int:
         epoch, at = divmod(position, len(self.labels))
-        return int(_permutation(len(self.labels), self.seed, ORDER, epoch)[at])
+        return int(self._shuffle(len(self.labels), epoch, ORDER)[at])
 
     def _balanced(self, position: int) -> int:
         """Every block of positions holds each label once; a label's rows come in epochs."""
         turn, at = divmod(position, len(self._rows_by_label))
-        label = int(_permutation(len(self._rows_by_label), self.seed, LABELS, turn)[at])
+        label = int(self._shuffle(len(self._rows_by_label), turn, LABELS)[at])
         rows = self._rows_by_label[label]
         epoch, within = divmod(turn, len(rows))
-        return int(rows[_permutation(len(rows), self.seed, WITHIN, label, epoch)[within]])
+        return int(rows[self._shuffle(len(rows), epoch, WITHIN, label)[within]])
+
+    def _shuffle(self, count: int, epoch: int, *stream: int) -> NDArray[np.int64]:
+        """The permutation of one epoch of a stream; kept until another epoch is asked for."""
+        kept = self._shuffles.get(stream)
+        if kept is None or kept[0] != epoch:
+            rng = np.random.default_rng((self.seed, *stream, epoch))
+            kept = self._shuffles[stream] = (epoch, rng.permutation(count))
+        return kept[1]
 
     @cached_property
     def _rows_by_label(self) -> list[NDArray[np.int64]]:

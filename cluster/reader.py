@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import torch
@@ -22,37 +22,43 @@ def make_batch(
     pairs: Pairs, order: Order, settings: Settings, first_position: int, offsets: range
 ) -> Batch:
     """The slice `offsets` of the global batch that starts at `first_position`."""
-    data, seed = settings.data, settings.run.seed
+    data, seed, size = settings.data, settings.run.seed, (pairs.size_px, pairs.size_px)
     noise_shape = (settings.objective.K, settings.network.noise_size)
-    conditions, targets, rows, noises = [], [], [], []
-    for position in range(first_position + offsets.start, first_position + offsets.stop):
-        row = order.row(position)
-        luck = chance(data, seed, position, noise_shape, pairs.channels[0])
-        condition, target = (augment(image, luck.flip, luck.shift) for image in pairs.pair(row))
-        clean = _to_unit(condition)
+    conditions = np.empty((len(offsets), pairs.channels[0], *size), np.float32)
+    targets = np.empty((len(offsets), pairs.channels[1], *size), np.float32)
+    noise = np.empty((len(offsets), *noise_shape), np.float32)
+    rows = [order.row(first_position + offset) for offset in offsets]
+    condition_noise: dict[int, NDArray[np.float32]] = {}
+    for i, (offset, row) in enumerate(zip(offsets, rows, strict=True)):
+        luck = chance(data, seed, first_position + offset, noise_shape, pairs.channels[0])
+        condition, target = pairs.pair(row)
+        conditions[i] = augment(condition, luck.flip, luck.shift)
+        targets[i] = augment(target, luck.flip, luck.shift)
+        noise[i] = luck.noise
         if luck.condition_noise is not None:
-            clean = np.clip(clean + luck.condition_noise, -1, 1)
-        conditions.append(clean)
-        targets.append(_to_unit(target))
-        rows.append(row)
-        noises.append(luck.noise)
+            condition_noise[i] = luck.condition_noise
+    _to_unit_(conditions)
+    _to_unit_(targets)
+    for i, added in condition_noise.items():
+        conditions[i] = np.clip(conditions[i] + added, -1, 1)
     return Batch(
-        condition=torch.from_numpy(np.stack(conditions)),
-        target=torch.from_numpy(np.stack(targets)),
+        condition=torch.from_numpy(conditions),
+        target=torch.from_numpy(targets),
         label=torch.from_numpy(order.labels[rows]),
-        noise=torch.from_numpy(np.stack(noises)),
+        noise=torch.from_numpy(noise),
         global_images=data.batch_images,
     )
 
 
-def _to_unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """0..255 -> [-1, 1]"""
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+def _to_unit_(pixels: NDArray[np.float32]) -> None:
+    """0..255 -> [-1, 1], in place: a batch at once, without copies of it."""
+    pixels /= np.float32(127.5)
+    pixels -= np.float32(1)
 
 
 def read_batches(
     pairs: Pairs, settings: Settings, images_seen: int, rank: int, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Batches from `images_seen` to the end of the run, prepared ahead of their use."""
     labels = pairs.labels(pairs.label_names)
     order = Order(labels, settings.run.seed, settings.data.balanced_labels)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -192,3 +193,13 @@ def test_no_path_of_a_workplace_in_any_file(repo_root: Path) -> None:
         name_of(path) for path in files if path.is_file() and pattern.search(path.read_bytes())
     ]
     assert found == []
+
+
+def test_schema_and_settings_page_are_what_the_code_says(repo_root: Path) -> None:
+    from aalnet.settings import settings_schema
+    from cluster.commands.schema import markdown_of
+
+    schema = (repo_root / "configs" / "settings.schema.json").read_text(encoding="utf-8")
+    assert json.loads(schema) == settings_schema(), "aalnet schema > configs/settings.schema.json"
+    page = (repo_root / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page.strip() == markdown_of(settings_schema()), "aalnet schema --markdown"

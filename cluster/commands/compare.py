@@ -50,7 +50,7 @@ def compare(
     """
     asked = [*(overrides or []), *([f"run.workers={workers}"] if workers is not None else [])]
     wanted = models_of(models)
-    store, name = open_store(storage), run or Path(config).stem
+    store, name = open_store(storage), Path(config).stem if run is None else run
     settings = {model: load_settings(config, [*asked, f"model={model}"]) for model in wanted}
     for model in wanted:
         print(f"== {model} ==")

@@ -1,21 +1,70 @@
-"""`aalnet schema`: the JSON schema of a settings file, for editors."""
+"""`aalnet schema`: every setting, for editors (JSON schema) and for people (a table)."""
 
 from __future__ import annotations
 
 import json
+from typing import Annotated, Any
 
 import typer
 
-from aalnet.settings import settings_schema
+from aalnet.settings import Settings, settings_schema
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON schema of a settings file.
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="tables for people")] = False,
+) -> None:
+    """Print the JSON schema of a settings file, or its settings as tables.
 
-    Save it as configs/settings.schema.json and name it in a file's first line:
+    For an editor, save it beside the file and name it in the file's first line:
     `# yaml-language-server: $schema=settings.schema.json`.
     """
-    print(json.dumps(settings_schema(), indent=2))
+    found = settings_schema()
+    print(markdown_of(found) if markdown else json.dumps(found, indent=2))
+
+
+def markdown_of(found: dict[str, Any]) -> str:
+    """docs/settings.md: one table per section, one row per setting."""
+    lines = [
+        "# Settings",
+        "",
+        "Made by `aalnet schema --markdown`. Every setting of a YAML file, with its default; any",
+        "can be overridden by `--set section.key=value`. An unknown key is an error.",
+        "",
+        f"`model`: {_choices(found['properties']['model'])}, default `{Settings().model}`.",
+    ]
+    defaults = Settings().to_dict()
+    for section, values in defaults.items():
+        if not isinstance(values, dict):
+            continue
+        definition = found["$defs"][f"{section.capitalize()}Settings"]
+        lines += ["", f"## {section}", "", definition["description"], ""]
+        lines += ["| setting | default | takes | meaning |", "|---|---|---|---|"]
+        for key, default in values.items():
+            field = definition["properties"][key]
+            meaning = field.get("description", "")
+            shown = "from the preset" if default is None and section == "network" else default
+            lines.append(f"| `{section}.{key}` | {_text(shown)} | {_choices(field)} | {meaning} |")
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and " " in value else f"`{json.dumps(value)}`"
+
+
+def _choices(field: dict[str, Any]) -> str:
+    """What a field takes: choices, or a type with its bounds."""
+    if "anyOf" in field:
+        return " or ".join(_choices(part) for part in field["anyOf"] if part.get("type") != "null")
+    if "enum" in field:
+        return ", ".join(f"`{choice}`" for choice in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    names = {"number": "number", "integer": "whole number", "boolean": "true or false",
+             "string": "text", "array": "list of whole numbers"}  # fmt: skip
+    limits = [f"{sign} {field[name]:.6g}" for name, sign in bounds.items() if name in field]
+    limits = [limit for limit in limits if "e+18" not in limit]
+    return " ".join([names[field["type"]], ", ".join(limits)]).strip()

@@ -37,7 +37,7 @@ def train(
     """Train a model. The same command again resumes it; a finished run says so and ends."""
     asked = [*(overrides or []), *([f"run.workers={workers}"] if workers is not None else [])]
     settings = load_settings(config, asked)
-    target = Run(open_store(storage), run or Path(config).stem)
+    target = Run(open_store(storage), Path(config).stem if run is None else run)
     train_run(target, settings, address, dry_run=dry_run)
     if not dry_run:
         print_next(target)
