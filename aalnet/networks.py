@@ -99,9 +99,10 @@ class DecoderLevel(nn.Module):
     The condition's part (`skip`) is computed once per condition, whatever K is.
     """
 
-    def __init__(self, c_in: int, c_skip: int, arch: Architecture) -> None:
+    def __init__(self, c_in: int | None, c_skip: int, arch: Architecture) -> None:
+        """c_in: channels of the level below; None at the deepest."""
         super().__init__()
-        self.narrow = conv(c_in, c_skip, 1)
+        self.narrow = None if c_in is None else conv(c_in, c_skip, 1)
         self.skip = conv(c_skip, c_skip, 1)
         self.modulation = linear(arch.embedding_size, 2 * c_skip)
         self.blocks = stack(arch.blocks, c_skip, c_skip, arch.decoder_blocks)
@@ -111,7 +112,7 @@ class DecoderLevel(nn.Module):
         embedding [N*K, E] -> [N*K, C, H, W]"""
         samples = embedding.shape[0] // skip.shape[0]
         h_skip = self.skip(skip).repeat_interleave(samples, dim=0)
-        if h is not None:
+        if h is not None and self.narrow is not None:
             h_skip = h_skip + F.interpolate(self.narrow(h), scale_factor=2.0, mode="nearest")
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         out: Tensor = self.blocks(h_skip * (1 + scale) + shift)
@@ -137,7 +138,8 @@ class Generator(nn.Module):
         )
         self.decoder = nn.ModuleList(
             DecoderLevel(c_in, c_skip, arch)
-            for c_skip, c_in in pairwise((*arch.widths, arch.widths[-1]))
+            for c_skip, c_in in pairwise((*arch.widths, None))
+            if c_skip is not None
         )
         self.output = conv(w0, spec.target_channels, 3, SILU_GAIN * OUTPUT_GAIN)
         self.start: nn.Conv2d | None = None

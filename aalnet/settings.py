@@ -26,9 +26,7 @@ Widths = Annotated[tuple[Count, ...], Field(strict=False, min_length=2)]
 class Section(BaseModel):
     """A frozen, strict group of settings: unknown keys and silent casts are refused."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, populate_by_name=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
 
 class DataSettings(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -16,6 +17,15 @@ from pydantic import BaseModel, ValidationError
 from aalnet.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+COMPARISONS = {
+    "greater than or equal to": ">=",
+    "greater than": ">",
+    "less than or equal to": "<=",
+    "less than": "<",
+}
+SHORT = reprlib.Repr()  # how a wrong value is shown: never whole, it may be huge
+SHORT.maxstring = SHORT.maxother = 60
+SHORT.maxlevel = 2
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,6 +34,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise yaml.YAMLError("a key must be a plain word")
@@ -62,6 +74,8 @@ def parse_mapping(text: str, origin: str) -> dict[str, Any]:
         raise ConfigError(f"`{origin}` is not valid YAML: {reason}") from None
     except RecursionError:
         raise ConfigError(f"`{origin}` is nested too deeply to be settings") from None
+    except (ValueError, KeyError, TypeError) as error:  # of a value that its tag does not fit
+        raise ConfigError(f"`{origin}` is not valid YAML: {SHORT.repr(str(error))}") from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -81,7 +95,9 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         *parents, key = dotted.strip().split(".")
         target = result
         for parent in parents:
-            target = target.setdefault(parent, {})
+            if target.get(parent) is None:
+                target[parent] = {}
+            target = target[parent]
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {dotted}: `{parent}` is a value, not a group of settings")
         target[key] = parse_mapping(f"value: {text or 'null'}", origin=f"--set {override}")["value"]
@@ -89,33 +105,58 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def validate(model: type[Model], values: dict[str, Any]) -> Model:
-    """Build `model` from plain data.
+    """Build `model` from plain data; an empty section means its defaults.
 
     Raises:
         ConfigError: one line per problem, each with the dotted name, the rule and the value.
     """
+    sections = {name for name in _known_keys(model) if "." in name}
+    empty = {key for key in values if any(name.startswith(f"{key}.") for name in sections)}
+    filled = {k: {} if v is None and k in empty else v for k, v in values.items()}
     try:
-        return model.model_validate(values)
+        return model.model_validate(filled)
     except ValidationError as error:
-        problems = [_explain(model, dict(problem)) for problem in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+        raise ConfigError("\n".join(_explain(model, error))) from None
 
 
-def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = [part for part in problem["loc"] if isinstance(part, str)]
-    kind, value = problem["type"], problem.get("input")
+def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """One line per setting that is wrong; the members of a union share one."""
     known = _known_keys(model)
-    while location and ".".join(location) not in known and kind != "extra_forbidden":
-        location.pop()  # pydantic appends the member of a union
-    dotted = ".".join(location)
-    if kind == "extra_forbidden":
-        return _unknown(dotted, known)
-    if kind == "value_error" and not dotted:
-        return str(problem["ctx"]["error"])
-    rule = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    rule = rule.replace("greater than or equal to ", ">= ").replace("greater than ", "> ")
-    rule = rule.replace("less than or equal to ", "<= ").replace("less than ", "< ")
-    return f"{dotted or 'settings'} must be {rule}, got {value!r}"
+    lines: list[str] = []
+    rules: dict[str, list[str]] = {}
+    given: dict[str, Any] = {}
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if isinstance(part, str)]
+        if problem["type"] == "extra_forbidden":
+            lines.append(_unknown(".".join(location), known))
+        elif problem["type"] == "value_error" and not location:
+            lines.append(str(problem["ctx"]["error"]))
+        else:
+            while location and ".".join(location) not in known:
+                location.pop()  # pydantic appends the member of a union
+            dotted = ".".join(location) or "settings"
+            rules.setdefault(dotted, []).append(_rule(dict(problem)))
+            given.setdefault(dotted, problem["input"])
+    lines += [
+        f"{dotted} must be {' or '.join(dict.fromkeys(found))}, got {SHORT.repr(given[dotted])}"
+        for dotted, found in rules.items()
+    ]
+    return lines
+
+
+def _rule(problem: dict[str, Any]) -> str:
+    """What pydantic asks for, in this project's words."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return "a group of settings"
+    if kind == "invalid_key":
+        return "a group of settings whose names are words"
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    rule = str(problem["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    for words, sign in COMPARISONS.items():
+        rule = rule.replace(words, sign)
+    return rule
 
 
 def _unknown(dotted: str, known: dict[str, None]) -> str:

@@ -1,0 +1,93 @@
+"""The wait is that of the real loop, demo settings, two plain gloo processes, from its own log: the
+share of an iteration spent waiting for the batch, median over cycles of 16 steps, the first left
+out. Reading is `read_batches` drained by an idle consumer, with one thread that decodes, mirrors,
+shifts, draws noise and stacks; decoding is `decode_image` alone over the same pictures in a tight
+loop of one thread; `Pairs.pair` is what lies between: find, decode and check a pair, no more. They
+take turns, and the figure is the ratio of the rates' medians. Neither case holds decoded pictures:
+in the first all encoded ones fit the budget; in the second they do not either, and a row group is
+read again for most pictures."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from aalnet.settings import Settings
+from benchmarks.loops import loop_settings, plain_loop, wait_share
+from benchmarks.steps import CYCLE, Seconds, demo, medians, ratio, round_ratios
+from benchmarks.table import Result, Row
+from cluster.data import Pairs, decode_image
+from cluster.order import Order
+from cluster.reader import read_batches
+
+WAIT_BAR_PERCENT = 1.0
+READ_BAR = 0.9
+CASES = {  # size_px, memory_budget_mib: too little for the decoded, and for the encoded pictures
+    "encoded pictures in memory": (64, 8),
+    "encoded pictures not in memory": (32, 1),
+}
+
+
+def measure(quick: bool) -> Result:
+    """Does data keep the loop waiting, and how fast can it be read?"""
+    waited = wait_share(plain_loop(loop_settings((2 if quick else 6) * CYCLE, quick=quick)))
+    rows = [Row("data wait / iteration", 100 * waited, "%", bar=WAIT_BAR_PERCENT)]
+    raw: list[str] = []
+    for name, (size_px, budget_mib) in CASES.items():
+        images = 240 if quick else 1440
+        settings = demo(
+            f"run.images={images}",
+            f"data.size_px={size_px}",
+            f"data.memory_budget_mib={budget_mib}",
+        )
+        seconds = reading(settings, rounds=1 if quick else 7)
+        read, paired = (ratio(seconds, "decoding", way) for way in ("reading", "Pairs.pair"))
+        rows += [
+            Row(
+                f"reading / decoding, {name}",
+                read,
+                bar=READ_BAR,
+                at_least=True,
+                rounds=round_ratios(seconds, "decoding", "reading"),
+            ),
+            Row(f"Pairs.pair / decoding, {name}", paired),
+        ]
+        raw += [f"{name}: {line}" for line in medians(seconds, "pair", images)]
+    return Result(rows, raw)
+
+
+def reading(settings: Settings, rounds: int) -> Seconds:
+    """Seconds to read all pairs of a run, to get them only, and to decode them only, in turns."""
+    data = settings.data
+    pairs = Pairs(data.train, data.size_px, data.memory_budget_mib)
+    assert not pairs.fits, "this budget would keep the decoded pairs"
+    labels = pairs.labels(pairs.label_names)
+    order = Order(labels, settings.run.seed, data.balanced_labels)
+    order_rows = [order.row(position) for position in range(settings.run.images)]
+    pictures = encoded(pairs, order_rows)
+    seconds: Seconds = {"reading": [], "Pairs.pair": [], "decoding": []}
+    for number in range(rounds + 1):
+        started_s = time.perf_counter()
+        read = sum(len(batch.label) for batch in read_batches(pairs, settings, 0, 0, 1))
+        read_s = time.perf_counter()
+        for row in order_rows:
+            pairs.pair(row)
+        paired_s = time.perf_counter()
+        for picture in pictures:
+            decode_image(picture, "picture", data.size_px)
+        decoded_s = time.perf_counter()
+        assert 2 * read == len(pictures)
+        if number:  # the first is warm-up
+            seconds["reading"].append(read_s - started_s)
+            seconds["Pairs.pair"].append(paired_s - read_s)
+            seconds["decoding"].append(decoded_s - paired_s)
+    return seconds
+
+
+def encoded(pairs: Pairs, order_rows: list[int]) -> list[bytes]:
+    """Both pictures of these rows as they stand in the file."""
+    table = pq.read_table(pairs.source, columns=["condition", "target"])
+    sides = [pc.struct_field(table[side], "bytes").to_pylist() for side in table.column_names]
+    return [side[row] for row in order_rows for side in sides]
