@@ -49,9 +49,6 @@ class Run:
     def uri(self) -> str:
         return f"{self.store.uri}/{self.key()}"
 
-    def exists(self) -> bool:
-        return self.settings() is not None
-
     def settings(self) -> Settings | None:
         """The resolved settings of `run.yaml`; None if the run was never started."""
         try:

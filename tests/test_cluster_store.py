@@ -169,7 +169,7 @@ def test_a_foreign_folder_is_not_a_run(store: FolderStore, run: Run) -> None:
 
 
 def test_claim_and_resume(run: Run) -> None:
-    assert not run.exists()
+    assert run.settings() is None
     run.claim(Settings())
     run.claim(parse_settings({"run": {"keep_last": 5, "workers": 0}}))
     settings = run.settings()
