@@ -73,8 +73,8 @@ def show(sections: list[Section]) -> None:
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     verdicts = [row.verdict for s in sections for row in s.result.rows if row.bar is not None]
-    met, unclear = verdicts.count("yes"), verdicts.count("unclear")
-    print(f"bars: {met} met, {len(verdicts) - met - unclear} not met, {unclear} unclear")
+    met = verdicts.count("yes")
+    print(f"bars: {met} met, {len(verdicts) - met} not met")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from aalnet.settings import Settings
 from benchmarks.loops import loop_settings, plain_loop, wait_share
-from benchmarks.steps import CYCLE, Seconds, demo, medians, ratio, round_ratios
+from benchmarks.steps import CYCLE, Seconds, demo, medians, ratio
 from benchmarks.table import Result, Row
 from cluster.data import Pairs, decode_image
 from cluster.order import Order
@@ -50,7 +50,6 @@ def measure(quick: bool) -> Result:
                 read,
                 bar=READ_BAR,
                 at_least=True,
-                rounds=round_ratios(seconds, "decoding", "reading"),
             ),
             Row(f"Pairs.pair / decoding, {name}", paired),
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.loops import gloo_workers
-from benchmarks.steps import CYCLE, contender, demo, in_turns, medians, ratio, round_ratios, spread
+from benchmarks.steps import CYCLE, contender, demo, in_turns, medians, ratio, spread
 from benchmarks.table import Result, Row
 from cluster.world import current_world
 
@@ -30,7 +30,6 @@ def measure(quick: bool) -> Result:
                 "step with both penalties / without",
                 ratio(seconds, "with", "without"),
                 bar=BAR,
-                rounds=round_ratios(seconds, "with", "without"),
             ),
             Row("all-reduces, a step without penalties", plain),
             Row("all-reduces, a step with both penalties", due),

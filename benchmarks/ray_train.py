@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.loops import cycle_seconds, loop_settings, plain_loop, ray_loop
-from benchmarks.steps import CYCLE, Seconds, medians, ratio, round_ratios
+from benchmarks.steps import CYCLE, Seconds, medians, ratio
 from benchmarks.table import Result, Row
 
 BAR = 1.02
@@ -33,7 +33,6 @@ def measure(quick: bool) -> Result:
                 "step under Ray Train / plain torch",
                 ratio(seconds, *seconds),
                 bar=BAR,
-                rounds=round_ratios(runs, *runs),
             ),
             Row("step under Ray Train", 1e3 * statistics.median(seconds["Ray Train"]), "ms"),
         ],

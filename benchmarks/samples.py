@@ -4,7 +4,7 @@ is the ratio of the medians over rounds."""
 
 from __future__ import annotations
 
-from benchmarks.steps import CYCLE, contender, demo, in_turns, medians, ratio, round_ratios, spread
+from benchmarks.steps import CYCLE, contender, demo, in_turns, medians, ratio, spread
 from benchmarks.table import Result, Row
 
 BAR = 2.7
@@ -20,7 +20,6 @@ def measure(quick: bool) -> Result:
                 "whole step, K = 4 / K = 1",
                 ratio(seconds, "K = 4", "K = 1"),
                 bar=BAR,
-                rounds=round_ratios(seconds, "K = 4", "K = 1"),
             )
         ],
         raw=[

@@ -92,14 +92,9 @@ def ratio(seconds: Seconds, a: str, b: str) -> float:
     return statistics.median(seconds[a]) / statistics.median(seconds[b])
 
 
-def round_ratios(seconds: Seconds, a: str, b: str) -> tuple[float, ...]:
-    """`a` over `b` in each round."""
-    return tuple(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
-
-
 def spread(seconds: Seconds, a: str, b: str) -> str:
     """The ratios of the single rounds, in words."""
-    ratios = round_ratios(seconds, a, b)
+    ratios = [x / y for x, y in zip(seconds[a], seconds[b], strict=True)]
     return f"{a} / {b}, single rounds: {min(ratios):.3f} to {max(ratios):.3f} ({len(ratios)})"
 
 

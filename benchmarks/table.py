@@ -12,36 +12,27 @@ HEADER = """\
 Written by `make bench` (`python -m benchmarks [NAME...]`); a run replaces the rows and the section
 of the benchmarks it ran and keeps the others. Machines are noisy, so every bar is on a ratio of
 things measured side by side, in turns. Each section names the machine, the load and the command.
-"unclear" means that single rounds lie on both sides of the bar: measure again on a quieter machine.
 """
 COLUMNS = "| benchmark | what | figure | bar | met |\n|---|---|---:|---|---|"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. With a bar it is met when at most the bar, or at least it with `at_least`.
-
-    Where the figures of single `rounds` lie on both sides of the bar, the machine was too noisy
-    to say: the bar counts as neither met nor missed.
-    """
+    """One figure. With a bar it is met when at most the bar, or at least it with `at_least`."""
 
     what: str
     figure: float | str
     unit: str = ""
     bar: float | None = None
     at_least: bool = False
-    rounds: tuple[float, ...] = ()
 
     @property
     def verdict(self) -> str:
         """What stands in the last column. The figures are judged, not their rounding."""
         if self.bar is None or isinstance(self.figure, str):
             return ""
-        sides = {self._meets(figure, self.bar) for figure in (self.figure, *self.rounds)}
-        return "unclear" if len(sides) > 1 else "yes" if sides == {True} else "**no**"
-
-    def _meets(self, figure: float, bar: float) -> bool:
-        return figure >= bar if self.at_least else figure <= bar
+        met = self.figure >= self.bar if self.at_least else self.figure <= self.bar
+        return "yes" if met else "**no**"
 
     def cells(self) -> tuple[str, str, str, str]:
         """what, figure, bar, met, as they are shown."""

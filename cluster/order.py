@@ -97,9 +97,18 @@ def augment(image: NDArray[np.uint8], flip: bool, shift: tuple[int, int]) -> NDA
     """Mirror and shift one image [C, H, W]; the edge is repeated into the gap."""
     if flip:
         image = image[:, :, ::-1]
-    if shift != (0, 0):
-        (down, right), (height, width) = shift, image.shape[1:]
-        rows = np.clip(np.arange(height) - down, 0, height - 1)
-        columns = np.clip(np.arange(width) - right, 0, width - 1)
-        image = image[:, rows[:, None], columns]
+    for axis, by in enumerate(shift, start=1):
+        image = _shifted(image, axis, by)
     return image
+
+
+def _shifted(image: NDArray[np.uint8], axis: int, by: int) -> NDArray[np.uint8]:
+    if by == 0:
+        return image
+    at = np.moveaxis(np.empty_like(image), axis, 0)
+    of = np.moveaxis(image, axis, 0)
+    if by > 0:
+        at[by:], at[:by] = of[:-by], of[:1]
+    else:
+        at[:by], at[by:] = of[-by:], of[-1:]
+    return np.moveaxis(at, 0, axis)

@@ -37,9 +37,6 @@ def test_a_new_benchmark_comes_in_the_given_order() -> None:
         (Row("x", 0.9, bar=0.9, at_least=True), "yes"),
         (Row("x", 0.8999, bar=0.9, at_least=True), "**no**"),
         (Row("x", float("nan"), bar=1.0), "**no**"),
-        (Row("x", 0.8, bar=1.0, rounds=(0.7, 0.9)), "yes"),
-        (Row("x", 0.8, bar=1.0, rounds=(0.7, 1.1)), "unclear"),
-        (Row("x", 1.2, bar=1.0, rounds=(1.1, 1.3)), "**no**"),
         (Row("x", 7.0), ""),
     ],
 )
