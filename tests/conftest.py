@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -6,6 +7,10 @@ import pytest
 
 # Before torch is imported, here or in a child: tests run side by side, one core each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A runner in the background ignores Ctrl-C, and so would every process that a test starts: a
+# handler of our own makes it the default for them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
