@@ -49,6 +49,11 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     return result
 
 
+def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 -> float in [-1, 1], of the same shape."""
+    return torch.from_numpy(pixels).float() / 127.5 - 1
+
+
 def grid(
     rows: Sequence[Sequence[Tensor]], heads: Sequence[str] = (), *, cell_px: int = 96
 ) -> Image.Image:

@@ -12,7 +12,7 @@ from torch import Tensor
 from aalnet.evaluation import Evaluator, Figures
 from aalnet.features import load_features
 from aalnet.networks import DataSpec, Generator
-from aalnet.sampling import draw, grid, noise_for
+from aalnet.sampling import draw, from_uint8, grid, noise_for
 from aalnet.settings import Settings
 from cluster.data import Pairs
 
@@ -31,8 +31,8 @@ class HeldOut:
         conditions, targets = zip(*(pairs.pair(row) for row in range(count)), strict=True)
         self.settings = settings
         self.device = device
-        self.conditions = _to_unit(np.stack(conditions)).to(device)
-        self.targets = _to_unit(np.stack(targets)).to(device)
+        self.conditions = from_uint8(np.stack(conditions)).to(device)
+        self.targets = from_uint8(np.stack(targets)).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self._evaluator = Evaluator(
             self.conditions,
@@ -71,8 +71,3 @@ def png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _to_unit(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
-    """uint8 -> float in [-1, 1]"""
-    return torch.from_numpy(pixels).float() / 127.5 - 1

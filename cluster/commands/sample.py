@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aalnet.errors import DataError
 from aalnet.networks import DataSpec
-from aalnet.sampling import draw, grid, noise_for, to_uint8
+from aalnet.sampling import draw, from_uint8, grid, noise_for, to_uint8
 from cluster.checkpoint import find_checkpoint, load_generator, spec_of
 from cluster.commands.options import Storage
 from cluster.data import CHANNELS, decode_image
@@ -89,7 +89,7 @@ def read_condition(path: Path, spec: DataSpec, size_px: int, convert: bool) -> T
                 f"{name} is {original_px} px, {'grey' if len(pixels) == 1 else 'RGB'}; the model "
                 f"takes {size_px} px or more, {mode}: {hint}"
             )
-    return torch.from_numpy(pixels).float() / 127.5 - 1
+    return from_uint8(pixels)
 
 
 def write(out: Path, images: list[Path], conditions: Tensor, samples: Tensor) -> list[Path]:
