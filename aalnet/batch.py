@@ -16,8 +16,9 @@ from aalnet.errors import DataError
 class Batch:
     """This worker's slice: n of `global_images` conditions.
 
-    condition [n, Cx, H, W] and target [n, Cy, H, W] float in [-1, 1], label int64 [n],
-    noise [n, K, Z]. Losses are sums over the slice divided by `global_images`.
+    condition [n, Cx, H, W] and target [n, Cy, H, W] float in [-1, 1], or uint8 as they are read;
+    label int64 [n], noise [n, K, Z]. Losses are sums over the slice divided by `global_images`.
+    `condition_noise` [m, Cx, H, W] float waits for the conditions `noised` int64 [m]; `to` adds it.
     """
 
     condition: Tensor
@@ -25,6 +26,8 @@ class Batch:
     label: Tensor
     noise: Tensor
     global_images: int
+    noised: Tensor | None = None
+    condition_noise: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = self.condition.shape[0]
@@ -44,15 +47,30 @@ class Batch:
             raise DataError(f"a batch of {self.global_images} conditions cannot hold {shapes}")
 
     def to(self, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> Batch:
-        """The same slice on a device, its floats as `dtype`."""
+        """The same slice on a device, its pictures as `dtype` in [-1, 1] with their noise added.
+
+        Bytes travel, a quarter of what floats would be, and become floats over there.
+        """
         layout = torch.channels_last if channels_last else torch.contiguous_format
+        condition, target = (
+            _unit(pixels.to(device), dtype) for pixels in (self.condition, self.target)
+        )
+        if self.noised is not None and self.condition_noise is not None:
+            at, added = self.noised.to(device), self.condition_noise.to(device, dtype)
+            condition = condition.index_put((at,), (condition[at] + added).clamp_(-1, 1))
         return Batch(
-            condition=self.condition.to(device, dtype, memory_format=layout),
-            target=self.target.to(device, dtype, memory_format=layout),
+            condition=condition.contiguous(memory_format=layout),
+            target=target.contiguous(memory_format=layout),
             label=self.label.to(device),
             noise=self.noise.to(device, dtype),
             global_images=self.global_images,
         )
+
+
+def _unit(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    if pixels.dtype != torch.uint8:
+        return pixels.to(dtype)
+    return pixels.to(dtype).div_(127.5).sub_(1)
 
 
 class World(Protocol):

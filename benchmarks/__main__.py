@@ -19,8 +19,10 @@ MODULES = {  # name: its module; the order of the table
     "penalties": "penalties",
     "samples": "samples",
     "data": "data",
+    "pack": "pack",
     "ray": "ray_train",
     "checkpoint": "checkpoint",
+    "uploads": "uploads",
     "precision": "precision",
     "methods": "methods",
 }

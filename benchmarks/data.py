@@ -1,11 +1,11 @@
 """The wait is that of the real loop, demo settings, two plain gloo processes, from its own log: the
 share of an iteration spent waiting for the batch, median over cycles of 16 steps, the first left
 out. Reading is `read_batches` drained by an idle consumer, with one thread that decodes, mirrors,
-shifts, draws noise and stacks; decoding is `decode_image` alone over the same pictures in a tight
-loop of one thread; `Pairs.pair` is what lies between: find, decode and check a pair, no more. They
-take turns, and the figure is the ratio of the rates' medians. Neither case holds decoded pictures:
-in the first all encoded ones fit the budget; in the second they do not either, and a row group is
-read again for most pictures."""
+shifts, draws noise and stacks; decoding is `decode_image` alone over the same pictures in
+a tight loop of one thread; `Pairs.views` is what lies between: find, decode and check a pair, no
+more. They take turns, and the figure is the ratio of the rates' medians, and that of CPU seconds.
+Neither case holds decoded pictures: in the first all encoded ones fit the memory budget, in the
+second row groups are memory-mapped from the cache on the local disk."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from aalnet.settings import Settings
 from benchmarks.loops import loop_settings, plain_loop, wait_share
 from benchmarks.steps import CYCLE, Seconds, demo, medians, ratio
 from benchmarks.table import Result, Row
-from cluster.data import Pairs, decode_image
+from cluster.data import Pairs
 from cluster.order import Order
+from cluster.pictures import decode_image
 from cluster.reader import read_batches
 
 WAIT_BAR_PERCENT = 1.0
 READ_BAR = 0.9
 CASES = {  # size_px, memory_budget_mib: too little for the decoded, and for the encoded pictures
     "encoded pictures in memory": (64, 8),
-    "encoded pictures not in memory": (32, 1),
+    "row groups in the disk cache": (32, 1),
 }
 
 
@@ -42,8 +43,8 @@ def measure(quick: bool) -> Result:
             f"data.size_px={size_px}",
             f"data.memory_budget_mib={budget_mib}",
         )
-        seconds = reading(settings, rounds=1 if quick else 7)
-        read, paired = (ratio(seconds, "decoding", way) for way in ("reading", "Pairs.pair"))
+        seconds, cpu_seconds = reading(settings, rounds=1 if quick else 7)
+        read, paired = (ratio(seconds, "decoding", way) for way in ("reading", "Pairs.views"))
         rows += [
             Row(
                 f"reading / decoding, {name}",
@@ -51,14 +52,16 @@ def measure(quick: bool) -> Result:
                 bar=READ_BAR,
                 at_least=True,
             ),
-            Row(f"Pairs.pair / decoding, {name}", paired),
+            Row(f"Pairs.views / decoding, {name}", paired),
         ]
         raw += [f"{name}: {line}" for line in medians(seconds, "pair", images)]
+        cpu = ratio(cpu_seconds, "decoding", "reading")
+        rows.append(Row(f"reading / decoding, CPU seconds, {name}", cpu))
     return Result(rows, raw)
 
 
-def reading(settings: Settings, rounds: int) -> Seconds:
-    """Seconds to read all pairs of a run, to get them only, and to decode them only, in turns."""
+def reading(settings: Settings, rounds: int) -> tuple[Seconds, Seconds]:
+    """Wall and CPU seconds to read all pairs of a run, to get them only, to decode them only."""
     data = settings.data
     pairs = Pairs(data.train, data.size_px, data.memory_budget_mib)
     assert not pairs.fits, "this budget would keep the decoded pairs"
@@ -66,27 +69,34 @@ def reading(settings: Settings, rounds: int) -> Seconds:
     order = Order(labels, settings.run.seed, data.balanced_labels)
     order_rows = [order.row(position) for position in range(settings.run.images)]
     pictures = encoded(pairs, order_rows)
-    seconds: Seconds = {"reading": [], "Pairs.pair": [], "decoding": []}
-    for number in range(rounds + 1):
-        started_s = time.perf_counter()
-        read = sum(len(batch.label) for batch in read_batches(pairs, settings, 0, 0, 1))
-        read_s = time.perf_counter()
+
+    def read() -> None:
+        count = sum(len(batch.label) for batch in read_batches(pairs, settings, 0, 0, 1))
+        assert 2 * count == len(pictures)
+
+    def view() -> None:
         for row in order_rows:
-            pairs.pair(row)
-        paired_s = time.perf_counter()
+            pairs.views(row)
+
+    def decode() -> None:
         for picture in pictures:
             decode_image(picture, "picture", data.size_px)
-        decoded_s = time.perf_counter()
-        assert 2 * read == len(pictures)
-        if number:  # the first is warm-up
-            seconds["reading"].append(read_s - started_s)
-            seconds["Pairs.pair"].append(paired_s - read_s)
-            seconds["decoding"].append(decoded_s - paired_s)
-    return seconds
+
+    ways = {"reading": read, "Pairs.views": view, "decoding": decode}
+    wall: Seconds = {name: [] for name in ways}
+    cpu: Seconds = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            started_s, cpu_started_s = time.perf_counter(), time.process_time()
+            way()
+            if number:  # the first is warm-up
+                wall[name].append(time.perf_counter() - started_s)
+                cpu[name].append(time.process_time() - cpu_started_s)
+    return wall, cpu
 
 
 def encoded(pairs: Pairs, order_rows: list[int]) -> list[bytes]:
-    """Both pictures of these rows as they stand in the file."""
+    """Both pictures of these rows as they stand in the files."""
     table = pq.read_table(pairs.source, columns=["condition", "target"])
     sides = [pc.struct_field(table[side], "bytes").to_pylist() for side in table.column_names]
     return [side[row] for row in order_rows for side in sides]

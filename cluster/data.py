@@ -1,129 +1,92 @@
 """Pairs of images from Parquet: opened, checked, decoded.
 
-A data set is one Parquet file or a folder of them, with the columns `id` and `label` (string)
-and `condition` and `target` (struct with `bytes`: a PNG, JPEG or WebP). All pictures are square
-and of one size, grey or RGB; a condition has the size of its target.
+A data set is one Parquet file or a folder of them, local or in S3, with the columns `id` and
+`label` (string) and `condition` and `target` (struct with `bytes`: a PNG, JPEG or WebP). All
+pictures are square and of one size, grey or RGB; a condition has the size of its target.
 """
 
 from __future__ import annotations
 
-import io
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from aalnet.errors import DataError
 from aalnet.networks import DataSpec
+from cluster.pictures import open_picture, planes, resized
+from cluster.row_cache import RowCache, cache_folder
+from cluster.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
 
-CHANNELS = {"L": 1, "RGB": 3}
-FORMATS = ("PNG", "JPEG", "WEBP")
-LARGEST_PX = 4096  # checked from the header, before anything is decoded
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is larger, and warns first
-COLUMNS = ("id", "label", "condition", "target")
+AT_ONCE = 8  # shards in S3 whose indices are read side by side
+MAPPED = 4096  # row groups mapped at a time; the kernel allows a process about 65,000
+GIB, MIB = 2**30, 2**20
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # condition [Cx, S, S], target [Cy, S, S]
-
-
-def decode_image(
-    data: bytes, name: str, size_px: int, *, convert_to: str | None = None
-) -> tuple[NDArray[np.uint8], int]:
-    """One picture as uint8 [C, size_px, size_px], and the width it had.
-
-    `convert_to` (L or RGB) brings another mode or shape into form: on white, centred.
-
-    Raises:
-        DataError: not a picture of a known format, not grey or RGB, not square, or too large.
-    """
-    try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_picture(image, name, strict=convert_to is None)
-        image.load()
-        if convert_to is not None:
-            image = _squared_on_white(image).convert(convert_to)
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = "not a PNG, JPEG or WebP" if "cannot identify" in str(error) else str(error)
-        raise DataError(f"{name} cannot be decoded: {reason or 'damaged'}; pack it anew") from error
-    original_px = image.width
-    if original_px != size_px:
-        shrinks = original_px > size_px
-        how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
-        image = image.resize((size_px, size_px), how)
-    pixels = np.array(image)  # writable, unlike the picture's own buffer
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes), original_px
-
-
-def check_picture(image: Image.Image, name: str, *, strict: bool = True) -> None:
-    """Refuse, by its header alone, a picture that is too large or, if strict, out of form."""
-    if not 1 <= max(image.size) <= LARGEST_PX:
-        raise DataError(
-            f"{name} is {image.width}x{image.height}; it may have at most {LARGEST_PX} px a side: "
-            "shrink it"
-        )
-    if strict and image.mode not in CHANNELS:
-        raise DataError(f"{name} has mode {image.mode}; it must be grey (L) or RGB: convert it")
-    if strict and image.width != image.height:
-        raise DataError(f"{name} is {image.width}x{image.height}; it must be square: pad it")
-
-
-def _squared_on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
-    side = max(layer.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(layer, ((side - layer.width) // 2, (side - layer.height) // 2))
-    return square
 
 
 @dataclass(frozen=True)
 class _RowGroup:
-    path: Path
+    shard: Shard
     index: int
     first_row: int
     rows: int
 
 
+class Rows:
+    """The encoded pictures of a row group, in memory or mapped from the local disk."""
+
+    def __init__(self, table: pa.Table, mapped: bool) -> None:
+        self.bytes, self.mapped = table.nbytes, mapped
+        self._sides = [_Column(table.column(side).chunk(0)) for side in PICTURES]
+
+    def picture(self, side: int, row: int) -> bytes | None:
+        """A copy of one picture's bytes: small, and the quickest way to them."""
+        column = self._sides[side]
+        if column.missing is not None and column.missing[row]:
+            return None
+        return bytes(column.data[column.ends[row] : column.ends[row + 1]])
+
+
+class _Column:
+    """The buffers of a binary column that is in one piece."""
+
+    def __init__(self, array: pa.LargeBinaryArray) -> None:
+        _, offsets, data = array.buffers()
+        self.ends = np.frombuffer(offsets, np.int64)[array.offset :].tolist()
+        self.data = memoryview(data if data is not None else b"")
+        self.missing = array.is_null().to_pylist() if array.null_count else None
+
+
 class Pairs:
     """A data set opened for reading. Rows keep the order of the files.
 
-    Decoded pairs stay in memory when all fit into `memory_budget_mib`; otherwise the encoded
-    row groups used last do, and pairs are decoded when asked for.
+    Decoded pairs stay in memory when all fit into `memory_budget_mib`. Otherwise pairs are
+    decoded when asked for: from encoded row groups in memory where those of a local data set
+    fit, else from row groups on the local disk, `cache_gib` of them.
     """
 
-    def __init__(self, source: str, size_px: int, memory_budget_mib: int = 2048) -> None:
+    def __init__(
+        self, source: str, size_px: int, memory_budget_mib: int = 2048, cache_gib: float = 20
+    ) -> None:
         self.source = source
         self.size_px = size_px
+        self._budget_bytes = memory_budget_mib * MIB
+        self._cap_bytes = int(cache_gib * GIB)
+        self._cache = RowCache(cache_folder(), self._cap_bytes) if cache_gib else None
         self._groups: list[_RowGroup] = []
-        ids: list[str] = []
-        labels: list[str] = []
-        for path in _parquet_files(source):
-            file_ids, file_labels = self._index(path, first_row=len(ids))
-            ids += file_ids
-            labels += file_labels
-        if not ids:
-            raise DataError(f"data set `{source}` has no rows; pack it anew")
-        missing = [i for i, label in enumerate(labels) if label is None or ids[i] is None]
-        if missing:
-            raise DataError(f"data set `{source}`: row {missing[0]} has no id or no label")
-        self.ids = ids
-        self.label_names = tuple(sorted(set(labels)))
-        self._labels = labels
-        self._group_starts = np.array([group.first_row for group in self._groups])
-        self._encoded: OrderedDict[int, list[dict[str, bytes]]] = OrderedDict()
-        self._encoded_bytes = 0
-        self._budget_bytes = memory_budget_mib * 2**20
-        condition, target = self._decode(0)
-        self.channels = (condition.shape[0], target.shape[0])
-        self._decoded: Pair | None = None
+        self._open(list_shards(source))
+        self._group_starts = [group.first_row for group in self._groups]
+        self._kept: OrderedDict[int, Rows] = OrderedDict()
+        self._encoded_bytes = self._mapped_bytes = 0
+        self._decoded: NDArray[np.uint8] | None = None
+        self.channels = (0, 0)  # until the first pair is known
+        views = self._views(0)
+        self.channels = (len(views[0]), len(views[1]))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -166,134 +129,119 @@ class Pairs:
         """Decode everything now, if it fits."""
         if not self.fits or self._decoded is not None:
             return
-        shape = (self.size_px, self.size_px)
-        conditions = np.empty((len(self), self.channels[0], *shape), np.uint8)
-        targets = np.empty((len(self), self.channels[1], *shape), np.uint8)
+        decoded = np.empty((len(self), sum(self.channels), self.size_px, self.size_px), np.uint8)
 
         def fill(row: int) -> None:
-            conditions[row], targets[row] = self._decode(row)
+            np.concatenate(self._views(row), out=decoded[row])
 
         for group in self._groups:
             rows = range(group.first_row, group.first_row + group.rows)
-            self._group_of(group.first_row)
+            self._rows_of(group.first_row)
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(fill, rows))
-        self._decoded = (conditions, targets)
-        self._encoded.clear()
+        self._decoded = decoded
+        self._kept.clear()
 
     def pair(self, row: int) -> Pair:
         """condition uint8 [Cx, S, S] and target uint8 [Cy, S, S] of one row."""
-        if self._decoded is not None:
-            return self._decoded[0][row], self._decoded[1][row]
-        return self._decode(row)
+        condition, target = self.views(row)
+        return np.array(condition, order="C"), np.array(target, order="C")
 
-    def _index(self, path: Path, first_row: int) -> tuple[list[str], list[str]]:
-        """Remember a file's row groups; give its ids and labels."""
-        try:
-            with pq.ParquetFile(path) as file:
-                _check_schema(path, file.schema_arrow)
-                for index in range(file.num_row_groups):
-                    rows = file.metadata.row_group(index).num_rows
-                    if rows:
-                        self._groups.append(_RowGroup(path, index, first_row, rows))
-                    first_row += rows
-                table = file.read(columns=["id", "label"])
-                return table.column("id").to_pylist(), table.column("label").to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(_unreadable(path, error)) from error
+    def views(self, row: int) -> Pair:
+        """The same without a copy, to be read only."""
+        if self._decoded is None:
+            return self._views(row)
+        both = self._decoded[row]
+        return both[: self.channels[0]], both[self.channels[0] :]
 
-    def _decode(self, row: int) -> Pair:
-        number, group = self._group_of(row)
-        encoded = group[row - int(self._group_starts[number])]
-        pictures: list[NDArray[np.uint8]] = []
-        sizes_px: list[int] = []
-        for side in ("condition", "target"):
-            name = f"{side} of `{self.ids[row]}` in `{self.source}`"
-            if encoded[side] is None:
+    def _open(self, shards: list[Shard]) -> None:
+        """Learn every shard's row groups, ids and labels."""
+        with ThreadPoolExecutor(AT_ONCE if shards[0].store else 1) as pool:
+            indices = list(pool.map(self._index, shards))
+        ids: list[str | None] = []
+        labels: list[str | None] = []
+        encoded_bytes = 0
+        for shard, index in zip(shards, indices, strict=True):
+            first_row = len(ids)
+            ids += index.ids
+            labels += index.labels
+            for number, (rows, size) in enumerate(index.groups):
+                if rows:
+                    self._groups.append(_RowGroup(shard, number, first_row, rows))
+                first_row += rows
+                encoded_bytes += size
+        if not ids:
+            raise DataError(f"data set `{self.source}` has no rows; pack it anew")
+        self.ids = [one for one in ids if one is not None]
+        self._labels = [label for label in labels if label is not None]
+        if not len(ids) == len(self.ids) == len(self._labels):
+            row = next(i for i in range(len(ids)) if ids[i] is None or labels[i] is None)
+            raise DataError(f"data set `{self.source}`: row {row} has no id or no label")
+        self.label_names = tuple(sorted(set(self._labels)))
+        if shards[0].store is None and encoded_bytes <= self._budget_bytes:
+            self._cache = None  # the disk would hold what memory holds anyway
+
+    def _index(self, shard: Shard) -> Index:
+        if shard.store is None or self._cache is None:
+            return Index(read_index(shard))
+        return Index(self._cache.table(f"index {shard.identity}", lambda: read_index(shard))[0])
+
+    def _views(self, row: int) -> Pair:
+        """Both pictures of a row, decoded and checked."""
+        number, rows = self._rows_of(row)
+        at = row - self._group_starts[number]
+        pictures = []
+        for side, column in enumerate(PICTURES):
+            name = f"{column} of `{self.ids[row]}` in `{self.source}`"
+            data = rows.picture(side, at)
+            if data is None:
                 raise DataError(f"{name} is empty; pack it anew")
-            picture, size_px = decode_image(encoded[side], name, self.size_px)
-            pictures.append(picture)
-            sizes_px.append(size_px)
-        if sizes_px[0] != sizes_px[1]:
+            pictures.append(open_picture(data, name))
+        condition, target = pictures
+        if condition.width != target.width:
             raise DataError(
-                f"`{self.ids[row]}` in `{self.source}`: condition is {sizes_px[0]} px, target "
-                f"{sizes_px[1]} px; pairs must be aligned pixel by pixel"
+                f"`{self.ids[row]}` in `{self.source}`: condition is {condition.width} px, target "
+                f"{target.width} px; pairs must be aligned pixel by pixel"
             )
-        channels = (pictures[0].shape[0], pictures[1].shape[0])
-        if channels != getattr(self, "channels", channels):
+        views = planes(resized(condition, self.size_px)), planes(resized(target, self.size_px))
+        channels = (len(views[0]), len(views[1]))
+        if channels != self.channels and self.channels != (0, 0):
             raise DataError(
                 f"`{self.ids[row]}` in `{self.source}` has {channels[0]} condition and "
                 f"{channels[1]} target channels, the first row {self.channels[0]} and "
                 f"{self.channels[1]}; all rows must be alike"
             )
-        return pictures[0], pictures[1]
+        return views
 
-    def _group_of(self, row: int) -> tuple[int, list[dict[str, bytes]]]:
-        """The row group that holds a row, encoded, kept while the budget allows."""
-        number = int(np.searchsorted(self._group_starts, row, side="right")) - 1
-        if number in self._encoded:
-            self._encoded.move_to_end(number)
-            return number, self._encoded[number]
-        group = self._groups[number]
-        rows = list(_read_group(group))
-        self._encoded[number] = rows
-        self._encoded_bytes += _size(rows)
-        while self._encoded_bytes > self._budget_bytes and len(self._encoded) > 1:
-            _, dropped = self._encoded.popitem(last=False)
-            self._encoded_bytes -= _size(dropped)
-        return number, rows
+    def _rows_of(self, row: int) -> tuple[int, Rows]:
+        """The row group that holds a row, encoded, kept while there is room."""
+        number = bisect_right(self._group_starts, row) - 1
+        kept = self._kept.get(number)
+        if kept is not None:
+            self._kept.move_to_end(number)
+            return number, kept
+        kept = self._kept[number] = self._read(self._groups[number])
+        self._count(kept, 1)
+        while len(self._kept) > 1 and (
+            self._encoded_bytes > self._budget_bytes
+            or self._mapped_bytes > self._cap_bytes
+            or len(self._kept) > MAPPED
+        ):
+            self._count(self._kept.popitem(last=False)[1], -1)
+        return number, kept
 
+    def _read(self, group: _RowGroup) -> Rows:
+        def fetch() -> pa.Table:
+            return read_group(group.shard, group.index, group.rows)
 
-def _size(rows: list[dict[str, bytes]]) -> int:
-    return sum(len(data or b"") for row in rows for data in row.values())
+        if self._cache is None:
+            table, mapped = fetch(), False
+        else:
+            table, mapped = self._cache.table(f"{group.index} {group.shard.identity}", fetch)
+        return Rows(table, mapped)
 
-
-def _read_group(group: _RowGroup) -> Iterator[dict[str, bytes]]:
-    try:
-        with pq.ParquetFile(group.path) as file:
-            table = file.read_row_group(group.index, columns=["condition", "target"])
-            if table.num_rows != group.rows:
-                raise OSError(f"{table.num_rows} rows where {group.rows} should be")
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(_unreadable(group.path, error)) from error
-    columns = [pc.struct_field(table.column(side), "bytes") for side in COLUMNS[2:]]
-    for condition, target in zip(*(column.to_pylist() for column in columns), strict=True):
-        yield {"condition": condition, "target": target}
-
-
-def _parquet_files(source: str) -> list[Path]:
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(path.glob("*.parquet"))
-        if not files:
-            raise DataError(f"data set folder `{source}` holds no .parquet file")
-        return files
-    if not path.exists():
-        raise DataError(
-            f"data set `{source}` does not exist (looked in {Path.cwd()}); check data.train and "
-            "data.test"
-        )
-    return [path]
-
-
-def _check_schema(path: Path, schema: pa.Schema) -> None:
-    for name in COLUMNS:
-        if name not in schema.names:
-            raise DataError(f"`{path}` has no column `{name}`; it needs {', '.join(COLUMNS)}")
-        kind = schema.field(name).type
-        picture = name in COLUMNS[2:]
-        if not picture and not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise DataError(f"column `{name}` of `{path}` must be string, is {kind}")
-        if picture and not (pa.types.is_struct(kind) and _holds_bytes(kind)):
-            raise DataError(f"column `{name}` of `{path}` must be a struct with `bytes`, is {kind}")
-
-
-def _holds_bytes(kind: pa.StructType) -> bool:
-    at = kind.get_field_index("bytes")
-    return at >= 0 and kind[at].type in (pa.binary(), pa.large_binary())
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    empty = path.exists() and path.stat().st_size == 0
-    reason = "the file is empty" if empty else " ".join(str(error).split())
-    return f"`{path}` is not a whole Parquet file ({reason}); copy or pack it anew"
+    def _count(self, rows: Rows, sign: int) -> None:
+        if rows.mapped:
+            self._mapped_bytes += sign * rows.bytes
+        else:
+            self._encoded_bytes += sign * rows.bytes

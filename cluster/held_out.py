@@ -24,7 +24,7 @@ class HeldOut:
 
     def __init__(self, settings: Settings, spec: DataSpec, device: torch.device) -> None:
         data = settings.data
-        pairs = Pairs(data.test, data.size_px, data.memory_budget_mib)
+        pairs = Pairs(data.test, data.size_px, data.memory_budget_mib, data.cache_gib)
         count = min(len(pairs), settings.evaluation.max_images)
         pairs.require_channels((spec.condition_channels, spec.target_channels))
         labels = pairs.labels(spec.labels)[:count]

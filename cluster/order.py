@@ -8,8 +8,11 @@ exactly once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,8 @@ from numpy.typing import NDArray
 from aalnet.settings import DataSettings
 
 ORDER, LABELS, WITHIN, CHANCE = range(4)  # separate streams of random numbers under one seed
+LUCK, NOISE, PIXELS = range(3)  # and under CHANCE
+AT_ONCE = 2**14  # draws; larger arrays would be fresh memory each time
 
 
 def worker_slice(global_images: int, rank: int, workers: int) -> range:
@@ -67,9 +72,8 @@ class Order:
         return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
 
 
-@dataclass(frozen=True)
-class Chance:
-    """Everything random about one position. Drawn in a fixed order from (seed, position)."""
+class Chance(NamedTuple):
+    """Everything random about one position."""
 
     flip: bool
     shift: tuple[int, int]  # pixels down, right
@@ -77,38 +81,86 @@ class Chance:
     condition_noise: NDArray[np.float32] | None  # [Cx, H, W] or None: this one is left clean
 
 
-def chance(
-    data: DataSettings, seed: int, position: int, noise_shape: tuple[int, int], channels: int
-) -> Chance:
-    """The chance of one position; `noise_shape` is (K, Z), `channels` Cx."""
-    rng = np.random.default_rng((seed, CHANCE, position))
-    coin, share = rng.random(2)
-    down, right = rng.integers(-data.shift_px, data.shift_px, size=2, endpoint=True)
-    noise = rng.standard_normal(noise_shape, np.float32)
-    condition_noise = None
-    if share < data.noised_share:
-        shape = (channels, data.size_px, data.size_px)
-        condition_noise = rng.standard_normal(shape, np.float32) * np.float32(data.noised_std)
-    flip = data.flip and coin < 0.5
-    return Chance(bool(flip), (int(down), int(right)), noise, condition_noise)
+class Chances:
+    """Position -> its chance; `noise_shape` is (K, Z), `channels` Cx.
+
+    The generator counts: a position begins at a place of its own in one long stream, so that
+    nothing has to be drawn, or seeded anew, for the others.
+    """
+
+    def __init__(
+        self, data: DataSettings, seed: int, noise_shape: tuple[int, int], channels: int
+    ) -> None:
+        self.data, self.noise_shape = data, noise_shape
+        self.condition_shape = (channels, data.size_px, data.size_px)
+        self._bits = np.random.Philox(key=np.array([seed, CHANCE], np.uint64))
+        self._rng = np.random.Generator(self._bits)
+        self._start = self._bits.state
+
+    def at(self, positions: range) -> Iterator[Chance]:
+        """The chances of neighbouring positions. All is drawn, whatever is switched off."""
+        data = self.data
+        self._go_to(positions.start, 0, LUCK)
+        luck = (self._bits.random_raw(4 * len(positions)) >> np.uint64(11)) * 2.0**-53
+        coins, shares, *places = luck.reshape(-1, 4).T
+        flips = (data.flip & (coins < 0.5)).tolist()
+        noised = (shares < data.noised_share).tolist()
+        steps = np.floor(np.array(places) * (2 * data.shift_px + 1)).astype(int) - data.shift_px
+        shifts = zip(*steps.tolist(), strict=True)
+        for position, flip, shift, noises in zip(positions, flips, shifts, noised, strict=True):
+            self._go_to(0, position, NOISE)
+            noise = self._rng.standard_normal(self.noise_shape, np.float32)
+            yield Chance(flip, shift, noise, self._normal(position) if noises else None)
+
+    def _normal(self, position: int) -> NDArray[np.float32]:
+        """Normal noise in 4,096 steps: pictures have 256, and exact draws take six times longer."""
+        self._go_to(0, position, PIXELS)
+        noise = np.empty(self.condition_shape, np.float32)
+        flat = noise.reshape(-1)
+        for start in range(0, len(flat), AT_ONCE):
+            part = flat[start : start + AT_ONCE]
+            drawn = self._bits.random_raw(-(-len(part) // 4)).astype("<u8", copy=False)
+            steps = drawn.view("<u2")[: len(part)] & np.uint16(len(_quantiles()) - 1)
+            _quantiles().take(steps, mode="clip", out=part)
+        noise *= np.float32(self.data.noised_std)
+        return noise
+
+    def _go_to(self, low: int, high: int, stream: int) -> None:
+        """Set the 256-bit counter; a block of it is four 64-bit words."""
+        self._start["state"]["counter"][:] = (low, high, 0, stream)
+        self._bits.state = self._start
 
 
-def augment(image: NDArray[np.uint8], flip: bool, shift: tuple[int, int]) -> NDArray[np.uint8]:
+@cache
+def _quantiles() -> NDArray[np.float32]:
+    """Of the normal distribution, evenly spaced in probability, with a deviation of just 1."""
+    normal = NormalDist()
+    values = np.array([normal.inv_cdf((i + 0.5) / 4096) for i in range(4096)])
+    quantiles: NDArray[np.float32] = (values / values.std()).astype(np.float32)
+    return quantiles
+
+
+def augment(
+    into: NDArray[np.uint8], image: NDArray[np.uint8], flip: bool, shift: tuple[int, int]
+) -> None:
     """Mirror and shift one image [C, H, W]; the edge is repeated into the gap."""
     if flip:
         image = image[:, :, ::-1]
-    for axis, by in enumerate(shift, start=1):
-        image = _shifted(image, axis, by)
-    return image
+    down, right = shift
+    rows, rows_of = _overlap(down)
+    columns, columns_of = _overlap(right)
+    into[:, rows, columns] = image[:, rows_of, columns_of]
+    if down > 0:
+        into[:, :down] = into[:, down : down + 1]
+    elif down < 0:
+        into[:, down:] = into[:, down - 1 : down]
+    if right > 0:
+        into[:, :, :right] = into[:, :, right : right + 1]
+    elif right < 0:
+        into[:, :, right:] = into[:, :, right - 1 : right]
 
 
-def _shifted(image: NDArray[np.uint8], axis: int, by: int) -> NDArray[np.uint8]:
-    if by == 0:
-        return image
-    at = np.moveaxis(np.empty_like(image), axis, 0)
-    of = np.moveaxis(image, axis, 0)
-    if by > 0:
-        at[by:], at[:by] = of[:-by], of[:1]
-    else:
-        at[:by], at[by:] = of[-by:], of[-1:]
-    return np.moveaxis(at, 0, axis)
+@cache
+def _overlap(by: int) -> tuple[slice, slice]:
+    """Where pixels of a shifted axis go, and where they come from."""
+    return (slice(by, None), slice(None, -by or None)) if by >= 0 else (slice(by), slice(-by, None))

@@ -4,65 +4,90 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
+from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from aalnet.batch import Batch
 from aalnet.settings import Settings
 from cluster.data import Pairs
-from cluster.order import Order, augment, chance, worker_slice
+from cluster.order import Chances, Order, augment, worker_slice
+from cluster.store import StoreError
 
 AHEAD = 2  # batches
+AGAIN_S = 2.0  # between two tries while the storage of the data fails
 
 
-def make_batch(
-    pairs: Pairs, order: Order, settings: Settings, first_position: int, offsets: range
-) -> Batch:
-    """The slice `offsets` of the global batch that starts at `first_position`."""
-    data, seed, size = settings.data, settings.run.seed, (pairs.size_px, pairs.size_px)
-    noise_shape = (settings.objective.K, settings.network.noise_size)
-    conditions = np.empty((len(offsets), pairs.channels[0], *size), np.float32)
-    targets = np.empty((len(offsets), pairs.channels[1], *size), np.float32)
-    noise = np.empty((len(offsets), *noise_shape), np.float32)
-    rows = [order.row(first_position + offset) for offset in offsets]
-    condition_noise: dict[int, NDArray[np.float32]] = {}
-    for i, (offset, row) in enumerate(zip(offsets, rows, strict=True)):
-        luck = chance(data, seed, first_position + offset, noise_shape, pairs.channels[0])
-        condition, target = pairs.pair(row)
-        conditions[i] = augment(condition, luck.flip, luck.shift)
-        targets[i] = augment(target, luck.flip, luck.shift)
-        noise[i] = luck.noise
-        if luck.condition_noise is not None:
-            condition_noise[i] = luck.condition_noise
-    _to_unit_(conditions)
-    _to_unit_(targets)
-    for i, added in condition_noise.items():
-        conditions[i] = np.clip(conditions[i] + added, -1, 1)
-    return Batch(
-        condition=torch.from_numpy(conditions),
-        target=torch.from_numpy(targets),
-        label=torch.from_numpy(order.labels[rows]),
-        noise=torch.from_numpy(noise),
-        global_images=data.batch_images,
-    )
+class BatchMaker:
+    """Makes this worker's slices of global batches."""
+
+    def __init__(self, pairs: Pairs, settings: Settings) -> None:
+        labels = pairs.labels(pairs.label_names)
+        self.pairs = pairs
+        self.order = Order(labels, settings.run.seed, settings.data.balanced_labels)
+        noise_shape = (settings.objective.K, settings.network.noise_size)
+        self.chances = Chances(settings.data, settings.run.seed, noise_shape, pairs.channels[0])
+        self.global_images = settings.data.batch_images
+
+    def make(self, first: int, offsets: range) -> Batch:
+        """The slice `offsets` of the global batch that starts at position `first`."""
+        count, size_px = len(offsets), self.pairs.size_px
+        conditions, targets = (
+            np.empty((count, channels, size_px, size_px), np.uint8)
+            for channels in self.pairs.channels
+        )
+        noise = np.empty((count, *self.chances.noise_shape), np.float32)
+        positions = range(first + offsets.start, first + offsets.stop)
+        rows = [self.order.row(position) for position in positions]
+        # One kind of work after another: the processor keeps its code at hand.
+        pictures = [self.pairs.views(row) for row in rows]
+        lucks = list(self.chances.at(positions))
+        for i, ((condition, target), luck) in enumerate(zip(pictures, lucks, strict=True)):
+            noise[i] = luck.noise
+            augment(conditions[i], condition, luck.flip, luck.shift)
+            augment(targets[i], target, luck.flip, luck.shift)
+        noised = [i for i, luck in enumerate(lucks) if luck.condition_noise is not None]
+        added = [torch.from_numpy(lucks[i].condition_noise) for i in noised]
+        return Batch(
+            condition=torch.from_numpy(conditions),
+            target=torch.from_numpy(targets),
+            label=torch.from_numpy(self.order.labels[rows]),
+            noise=torch.from_numpy(noise),
+            global_images=self.global_images,
+            noised=torch.tensor(noised) if noised else None,
+            condition_noise=torch.stack(added) if added else None,
+        )
 
 
-def _to_unit_(pixels: NDArray[np.float32]) -> None:
-    """0..255 -> [-1, 1], in place: a batch at once, without copies of it."""
-    pixels /= np.float32(127.5)
-    pixels -= np.float32(1)
+def patiently(
+    make: Callable[[], Batch], settings: Settings, closed: threading.Event
+) -> Batch | None:
+    """What `make` makes, tried again while the storage of the data fails; None once closed.
+
+    Raises:
+        StoreError: it has failed for longer than `failures.storage_patience_s`.
+    """
+    end_s: float | None = None
+    while not closed.is_set():
+        try:
+            return make()
+        except StoreError:
+            now_s = time.monotonic()
+            end_s = end_s or now_s + settings.failures.storage_patience_s
+            if now_s > end_s:
+                raise
+            closed.wait(AGAIN_S)
+    return None
 
 
 def read_batches(
     pairs: Pairs, settings: Settings, images_seen: int, rank: int, workers: int
 ) -> Generator[Batch]:
     """Batches from `images_seen` to the end of the run, prepared ahead of their use."""
-    labels = pairs.labels(pairs.label_names)
-    order = Order(labels, settings.run.seed, settings.data.balanced_labels)
-    size = settings.data.batch_images
+    maker, size = BatchMaker(pairs, settings), settings.data.batch_images
     offsets = worker_slice(size, rank, workers)
     ready: queue.Queue[Batch | Exception | None] = queue.Queue(AHEAD)
     closed = threading.Event()
@@ -77,7 +102,7 @@ def read_batches(
     def prepare() -> None:
         try:
             for first in range(images_seen, settings.run.images, size):
-                offer(make_batch(pairs, order, settings, first, offsets))
+                offer(patiently(partial(maker.make, first, offsets), settings, closed))
                 if closed.is_set():
                     return
             offer(None)

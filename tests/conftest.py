@@ -1,12 +1,17 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Before torch is imported, here or in a child: tests run side by side, one core each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Row groups that tests cache end with them, and never lie in the user's own cache.
+CACHE = tempfile.TemporaryDirectory(prefix="aalnet-cache-")
+os.environ["AALNET_CACHE"] = CACHE.name
 
 # A runner in the background ignores Ctrl-C, and so would every process that a test starts: a
 # handler of our own makes it the default for them.

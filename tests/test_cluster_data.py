@@ -1,14 +1,12 @@
 """Pairs: whole data sets read right, and every kind of damage refused by name, in one line."""
 
 import contextlib
-import functools
 import io
 import random
 import resource
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +15,13 @@ import pytest
 from PIL import Image
 
 from aalnet.errors import DataError
-from cluster.data import LARGEST_PX, Pairs, decode_image
+from cluster.data import Pairs
+from cluster.pictures import LARGEST_PX, decode_image
+from cluster.s3 import S3Store
+from cluster.shards import UNFINISHED
+from cluster.store import StoreError, StoreUnavailable
+from tests.hostile import handmade_png, packed_zeros
+from tests.s3_server import S3Server, client_of, environment, free_ports, s3_server
 from tests.tiny_runs import SCHEMA, Row, encoded, noise_picture, noise_rows, write_pairs
 
 MEMORY_MIB = 1  # the smallest budget: pairs of 64 px and more do not fit
@@ -149,18 +153,18 @@ def test_lazy_reading_keeps_few_row_groups_and_the_latest(
     opened: list[Path] = []
     whole = pq.ParquetFile
 
-    def opens(file: Path) -> pq.ParquetFile:
+    def opens(file: Path, **options: bool) -> pq.ParquetFile:
         opened.append(file)
-        return whole(file)
+        return whole(file, **options)
 
     monkeypatch.setattr(pq, "ParquetFile", opens)
-    pairs = Pairs(str(path), 64, memory_budget_mib=MEMORY_MIB)
+    pairs = Pairs(str(path), 64, memory_budget_mib=MEMORY_MIB, cache_gib=0)
     assert not pairs.fits
 
     for row in np.random.default_rng(1).integers(0, 120, 300).tolist():
         pairs.pair(row)
         assert pairs._encoded_bytes <= MEMORY_MIB * 2**20
-        assert 1 <= len(pairs._encoded) <= room
+        assert 1 <= len(pairs._kept) <= room
     opened.clear()
     for row in range(120):
         pairs.pair(row)
@@ -265,23 +269,6 @@ def test_null_bytes_and_a_null_struct(tmp_path: Path, side: str) -> None:
 
 
 # Pictures that cannot be used
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def handmade_png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = b"".join(png_chunk(*chunk) for chunk in [(b"IHDR", header), *chunks, (b"IEND", b"")])
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-@functools.cache
-def packed_zeros() -> bytes:
-    """256 MiB in 256 KiB."""
-    packer = zlib.compressobj(9)
-    return b"".join(packer.compress(bytes(2**20)) for _ in range(256)) + packer.flush()
 
 
 def truncated(kind: str) -> bytes:
@@ -420,3 +407,132 @@ def test_damage_is_found_by_whoever_reads_the_row(tmp_path: Path) -> None:
     refused(lambda: pairs.pair(5), str(path))
     path.unlink()
     refused(lambda: pairs.pair(3), str(path))
+
+
+# From S3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as running, environment(running.environment):
+        yield running
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("AALNET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def requests_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the store's calls from now on."""
+    made: list[str] = []
+    for name in ("read", "read_range", "size", "entries"):
+        whole = getattr(S3Store, name)
+
+        def counted(*args: Any, _name: str = name, _whole: Any = whole, **options: Any) -> Any:
+            made.append(_name)
+            return _whole(*args, **options)
+
+        monkeypatch.setattr(S3Store, name, counted)
+    return made
+
+
+def put_shards(server: S3Server, folder: Path, prefix: str) -> list[Row]:
+    rows = noise_rows(40, 64)
+    for name, part in (("a", rows[:24]), ("b", rows[24:])):
+        path = write_pairs(folder / f"{name}.parquet", part, rows_per_group=8)
+        put(server, f"{prefix}/{name}.parquet", path.read_bytes())
+    return rows
+
+
+def put(server: S3Server, key: str, data: bytes) -> None:
+    client_of(server).put_object(Bucket=server.bucket, Key=key, Body=data)
+
+
+def test_a_folder_and_a_file_in_s3_are_read_as_on_disk(
+    server: S3Server, tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_shards(server, tmp_path, "whole")
+    put(server, "whole/deeper/c.parquet", b"not of this folder")
+    here = Pairs(str(tmp_path), 64)
+    made = requests_of(monkeypatch)
+    there = Pairs(f"s3://{server.bucket}/whole", 64, memory_budget_mib=0)
+    assert (there.ids, there.label_names, there.channels) == (here.ids, here.label_names, (3, 3))
+    for row in np.random.default_rng(0).permutation(40).tolist():
+        for a, b in zip(here.pair(row), there.pair(row), strict=True):
+            np.testing.assert_array_equal(a, b)
+    first = len(made)
+    assert first <= 1 + 2 * (1 + 3) + 5 * 2, "a listing, footers, ids and labels, two a row group"
+
+    again = Pairs(f"s3://{server.bucket}/whole/", 64)
+    again.preload()
+    np.testing.assert_array_equal(again.pair(39)[0], here.pair(39)[0])
+    assert len(made) - first == 1, "all but the listing comes from the disk"
+    single = Pairs(f"s3://{server.bucket}/whole/b.parquet", 64, cache_gib=0)
+    assert single.ids == here.ids[24:]
+    np.testing.assert_array_equal(single.pair(15)[1], here.pair(39)[1])
+
+
+def test_what_is_not_in_s3(server: S3Server, cached: Path) -> None:
+    bucket = f"s3://{server.bucket}"
+    put(server, "odd/notes.txt", b"x")
+    refused(lambda: Pairs(f"{bucket}/absent.parquet", 32), "absent.parquet", "does not exist")
+    refused(lambda: Pairs(f"{bucket}/odd", 32), "/odd", "no .parquet")
+    put(server, "odd/x.parquet", b"PAR1 but no more")
+    refused(lambda: Pairs(f"{bucket}/odd", 32), "odd/x.parquet", "Parquet")
+    put(server, f"odd/{UNFINISHED}", b"{}")
+    refused(lambda: Pairs(f"{bucket}/odd", 32), "not whole", "data pack")
+    with pytest.raises(StoreUnavailable, match="bucket"):
+        Pairs("s3://no-such-bucket/data", 32)
+
+
+def test_a_shard_that_was_damaged_or_removed_in_s3_is_a_data_error(
+    server: S3Server, tmp_path: Path, cached: Path
+) -> None:
+    put_shards(server, tmp_path, "damaged")
+    pairs = Pairs(f"s3://{server.bucket}/damaged", 64, memory_budget_mib=0)
+    put(server, "damaged/b.parquet", b"x" * 1000)
+    refused(lambda: pairs.pair(39), "b.parquet")
+    client_of(server).delete_object(Bucket=server.bucket, Key="damaged/b.parquet")
+    refused(lambda: pairs.pair(39), "b.parquet", "gone")
+    assert len(pairs.pair(0)) == 2
+
+
+def test_an_outage_is_a_store_error_and_reading_goes_on_after_it(
+    server: S3Server, tmp_path: Path, cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_shards(server, tmp_path, "outage")
+    pairs = Pairs(f"s3://{server.bucket}/outage", 64, memory_budget_mib=0)
+    whole = S3Store.read_range
+
+    def fails(*_: object) -> bytes:
+        raise StoreError("storage cannot be reached")
+
+    monkeypatch.setattr(S3Store, "read_range", fails)
+    assert len(pairs.pair(1)) == 2, "the first row group is here already"
+    for _ in range(2):
+        with pytest.raises(StoreError, match="cannot be reached") as caught:
+            pairs.pair(39)
+        assert not isinstance(caught.value, DataError)
+    monkeypatch.setattr(S3Store, "read_range", whole)
+    assert len(pairs.pair(39)) == 2
+
+
+def test_a_server_that_is_not_there_is_a_store_error(
+    cached: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.setattr("cluster.s3.ATTEMPTS", 1)
+    with pytest.raises(StoreError, match="cannot be reached"):
+        Pairs("s3://bucket/data", 32)
+
+
+def test_a_folder_that_is_still_being_packed(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "x.parquet", noise_rows(3))
+    (tmp_path / UNFINISHED).write_bytes(b"{}")
+    refused(lambda: Pairs(str(tmp_path), 32), str(tmp_path), "not whole", "data pack")

@@ -16,7 +16,7 @@ from aalnet.errors import DataError
 from aalnet.settings import DataSettings, Settings
 from cluster import reader
 from cluster.data import Pairs
-from cluster.order import Order, augment, chance, worker_slice
+from cluster.order import Chance, Chances, Order, augment, worker_slice
 from cluster.reader import read_batches
 from tests.tiny_runs import noise_rows, tiny_settings, write_data, write_pairs
 
@@ -91,6 +91,13 @@ def test_slices_part_the_batch_evenly(workers: int) -> None:
 # Chance
 
 
+def chance(
+    data: DataSettings, seed: int, position: int, noise_shape: tuple[int, int], channels: int
+) -> Chance:
+    (one,) = Chances(data, seed, noise_shape, channels).at(range(position, position + 1))
+    return one
+
+
 def data_settings(**values: Any) -> DataSettings:
     return DataSettings(**({"size_px": 32, "noised_share": 0.3, "shift_px": 2} | values))
 
@@ -105,6 +112,30 @@ def test_chance_is_a_function_of_seed_and_position() -> None:
     first, second = chance(data, 1, 0, (3, 4), 3).noise, chance(data, 1, 1, (3, 4), 3).noise
     assert not np.isclose(first, second).any()
     assert not np.isclose(first, chance(data, 2, 0, (3, 4), 3).noise).any()
+
+
+def test_neighbours_drawn_together_have_the_same_chance_as_alone() -> None:
+    data = data_settings(noised_share=0.5)
+    together = list(Chances(data, 3, (2, 4), 3).at(range(40, 60)))
+    for position, one in zip(range(40, 60), together, strict=True):
+        other = chance(data, 3, position, (2, 4), 3)
+        assert (one.flip, one.shift) == (other.flip, other.shift)
+        np.testing.assert_array_equal(one.noise, other.noise)
+        np.testing.assert_array_equal(one.condition_noise, other.condition_noise)
+    far = [2**40, 2**62]
+    assert len({chance(data, 3, p, (2, 4), 3).noise.tobytes() for p in [*far, 0, 1]}) == 4
+
+
+def test_noise_of_conditions_is_normal() -> None:
+    data = data_settings(noised_share=1.0, noised_std=1.0)
+    noise = np.concatenate([
+        chance(data, 5, position, (1, 1), 3).condition_noise.ravel() for position in range(40)
+    ])  # fmt: skip
+    assert abs(noise.mean()) < 0.01
+    assert noise.std() == pytest.approx(1, rel=0.01)
+    assert (np.abs(noise) < 1).mean() == pytest.approx(0.6827, abs=0.01)
+    assert (np.abs(noise) > 3).mean() == pytest.approx(0.0027, abs=0.0006)
+    assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.01
 
 
 def test_fewer_samples_get_a_prefix_of_the_noise() -> None:
@@ -175,8 +206,9 @@ PICTURE = np.array([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]], np.uint8)
 def test_mirror_and_shift_by_hand(
     flip: bool, shift: tuple[int, int], expected: list[list[int]]
 ) -> None:
-    before = PICTURE.copy()
-    np.testing.assert_array_equal(augment(PICTURE, flip, shift)[0], expected)
+    before, into = PICTURE.copy(), np.zeros_like(PICTURE)
+    augment(into, PICTURE, flip, shift)
+    np.testing.assert_array_equal(into[0], expected)
     np.testing.assert_array_equal(PICTURE, before)
 
 
@@ -204,7 +236,8 @@ def read(
     settings: Settings, images_seen: int = 0, rank: int = 0, workers: int = 1
 ) -> Iterator[Batch]:
     pairs = Pairs(settings.data.train, settings.data.size_px)
-    return read_batches(pairs, settings, images_seen, rank, workers)
+    batches = read_batches(pairs, settings, images_seen, rank, workers)
+    return (batch.to(torch.device("cpu"), torch.float32) for batch in batches)
 
 
 def joined(parts: tuple[Batch, ...]) -> dict[str, torch.Tensor]:
@@ -270,6 +303,14 @@ def test_a_batch_is_in_range_and_its_target_is_never_noised(data: Path) -> None:
     assert noised.noise.shape == (5, 2, 4)
 
 
+def test_batches_that_are_kept_are_not_written_over(data: Path) -> None:
+    settings = many_changes(data, run__images=200)
+    kept = list(read(settings))
+    assert len(kept) == 40
+    for batch, again in zip(kept, read(settings), strict=True):
+        assert_same([joined((batch,))], [joined((again,))])
+
+
 def test_the_last_batch_is_whole(data: Path) -> None:
     batches = list(read(many_changes(data, run__images=11)))
     assert [len(batch.label) for batch in batches] == [5, 5, 5]
@@ -293,7 +334,7 @@ def test_an_error_that_is_not_ours_reaches_the_consumer_too(
     def fail(*_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("cluster.reader.make_batch", fail)
+    monkeypatch.setattr("cluster.reader.BatchMaker.make", fail)
     with pytest.raises(MemoryError, match="no room"):
         next(read(many_changes(data)))
     assert readers() == []
@@ -314,15 +355,15 @@ def test_closing_early_ends_the_thread(data: Path, taken: int) -> None:
 def test_little_is_prepared_ahead(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     event = threading.Event()
-    whole = reader.make_batch
+    whole = reader.BatchMaker.make
 
     def counted(*arguments: Any) -> Batch:
-        made.append(arguments[3])
+        made.append(arguments[1])
         if len(made) == 1 + reader.AHEAD + 1:
             event.set()
         return whole(*arguments)
 
-    monkeypatch.setattr(reader, "make_batch", counted)
+    monkeypatch.setattr(reader.BatchMaker, "make", counted)
     batches = read(many_changes(data, run__images=500))
     next(batches)
     assert event.wait(20)

@@ -1,0 +1,216 @@
+"""`aalnet data pack | inspect`: pictures into a data set, and what a data set holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from aalnet.errors import ConfigError
+from cluster.commands.options import Address, Json
+from cluster.progress import printable
+
+if TYPE_CHECKING:
+    from cluster.packer import Runner
+    from cluster.packing import Job
+
+LINE_EVERY_S = 5.0  # plain lines, where there is no terminal
+SHOWN = 10  # rejected pairs or problems on the terminal; the files have them all
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Pack and inspect data sets.",
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+
+@app.command()
+def pack(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="folder, s3:// prefix, or a list")
+    ],
+    out: Annotated[str, typer.Option(help="folder or s3://bucket/prefix to fill", metavar="URI")],
+    layout: Annotated[
+        Literal["tree", "side-by-side", "list"] | None,
+        typer.Option(help="how pairs lie in SOURCE; default: seen from the names"),
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="one label for all pairs")] = None,
+    condition_side: Annotated[
+        Literal["left", "right"], typer.Option(help="of a picture that holds both sides")
+    ] = "left",
+    size_px: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="resize to this; default: files as they are")
+    ] = None,
+    test_share: Annotated[
+        float, typer.Option(min=0, max=1, help="held out, by hash of the id")
+    ] = 0.1,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="pairs in a Parquet file")] = 1024,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="shards at a time; 0: no Ray; default: one per CPU")
+    ] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Pack pictures into Parquet shards under URI/train and URI/test.
+
+    SOURCE holds label/name.condition.png with label/name.target.png, or pictures with both sides,
+    or is a CSV, JSONL or Parquet list with the columns id, label, condition, target. The same
+    command again goes on, and packs only what has changed. What is left out stands in
+    URI/rejected.jsonl.
+    """
+    from cluster import packer
+
+    asked = packer.Pack(
+        source, out, layout, label, condition_side, size_px, test_share, rows_per_shard
+    )
+    started_s = time.perf_counter()
+    with _Shown("pairs", quiet=as_json) as shown:
+        done = packer.pack(
+            asked,
+            _runner(workers, address),
+            lambda seen, total, left: shown.at(seen, total, f"{left:,} left out"),
+        )
+    if as_json:
+        print(json.dumps(asdict(done), indent=2))
+    else:
+        _tell_packed(done, out, time.perf_counter() - started_s)
+
+
+def _runner(workers: int | None, address: str | None) -> Runner:
+    """Does jobs in this process, or with Ray, which takes seconds to start."""
+    from cluster.packing import pack_shard
+    from cluster.store import StoreError
+
+    def run(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+        if workers == 0:
+            yield from map(pack_shard, jobs)
+            return
+        from cluster.ray_data import packed_with_ray
+
+        for manifest in packed_with_ray(jobs, workers, address):
+            if "error" in manifest:
+                raise StoreError(f"{manifest['error']}; the same command goes on")
+            yield manifest
+
+    return run
+
+
+@app.command()
+def inspect(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="Parquet file, folder or s3:// prefix")],
+    out: Annotated[Path | None, typer.Option(help="write a contact sheet, a PNG")] = None,
+    as_json: Json = False,
+) -> None:
+    """Count labels, sizes and problems of a data set. Exit code 1 if there are problems."""
+    from cluster.inspection import contact_sheet
+    from cluster.inspection import inspect as inspected
+
+    if out is not None and out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out} must end in .png")
+    with _Shown("pairs", quiet=as_json) as shown:
+        found = inspected(uri, lambda seen, total: shown.at(seen, total, ""))
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_bytes(contact_sheet(found))
+        except OSError as error:
+            raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
+    if as_json:
+        splits = {name: vars(split) for name, split in found.splits.items()}
+        problems = [asdict(problem) for problem in found.problems]
+        print(json.dumps({"source": uri, "splits": splits, "problems": problems}, indent=2))
+    else:
+        _tell_inspected(found, out)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+class _Shown:
+    """Progress: a bar on a terminal, a line now and then elsewhere; both on stderr."""
+
+    def __init__(self, what: str, *, quiet: bool) -> None:
+        self._what, self._quiet = what, quiet
+        self._next_s = time.monotonic() + LINE_EVERY_S
+        console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn(what), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
+            console=console, disable=quiet or not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task(what, total=None, note="")
+
+    def __enter__(self) -> _Shown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def at(self, seen: int, total: int, note: str) -> None:
+        self._bar.update(self._task, completed=seen, total=total, note=note)
+        if self._bar.disable and not self._quiet and time.monotonic() >= self._next_s:
+            self._next_s = time.monotonic() + LINE_EVERY_S
+            line = f"{self._what} {seen:,}/{total:,}  {note}".rstrip()
+            print(line, file=sys.stderr, flush=True)
+
+
+def _tell_packed(done: Any, out: str, seconds: float) -> None:
+    where = out.rstrip("/")
+    lines = {
+        "layout": done.layout,
+        "pairs": ", ".join(f"{count:,} in {split}" for split, count in done.rows.items()),
+        "labels": f"{len(done.labels):,}",
+        "shards": f"{done.shards:,}, {done.shards_done_before:,} of them done before",
+        "size": f"{done.bytes / 2**20:.1f} MiB",
+        "left out": f"{len(done.rejected):,}"
+        + (f", see {where}/rejected.jsonl" if done.rejected else ""),
+        "time": f"{seconds:.1f} s",
+    }
+    if done.passed_over:
+        lines["passed over"] = f"{done.passed_over:,} other files"
+    _print_lines(lines)
+    for reason, count in Counter(_kind(one.reason) for one in done.rejected).most_common(SHOWN):
+        print(f"{count:>14,}  {printable(reason)}")
+    print(f"\nnext:\n  aalnet data inspect {where}")
+    split = f"--set data.train={where}/train"
+    print(f"  aalnet train CONFIG {split} --set data.test={where}/test")
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from pair to pair."""
+    words = [word for word in reason.split() if not word.startswith(("`", "/", "s3:"))]
+    return " ".join("N" if any(c.isdigit() for c in word) else word for word in words)
+
+
+def _tell_inspected(found: Any, sheet: Path | None) -> None:
+    for name, split in found.splits.items():
+        rows = max(split.rows, 1)
+        _print_lines({
+            name: f"{split.rows:,} pairs, {len(split.labels):,} labels, {split.shards:,} files, "
+            f"{split.bytes / 2**20:.1f} MiB",
+            "a pair": f"{(split.condition_bytes + split.target_bytes) / rows / 1024:.1f} KiB",
+            "sizes": "; ".join(f"{size}: {n:,}" for size, n in split.sizes.most_common(5)),
+        })  # fmt: skip
+        for label, count in sorted(split.labels.items(), key=lambda item: (-item[1], item[0])):
+            print(f"{count:>14,}  {printable(label)}")
+    if sheet is not None:
+        _print_lines({"contact sheet": os.fspath(sheet)})
+    _print_lines({"problems": f"{len(found.problems):,}"})
+    for problem in found.problems[:SHOWN]:
+        name = f"`{problem.id}`: " if problem.id else ""
+        print(f"{'':>14}  {problem.split}, {printable(name + problem.reason)}")
+    if len(found.problems) > SHOWN:
+        print(f"{'':>14}  and {len(found.problems) - SHOWN:,} more; --json lists all")
+
+
+def _print_lines(lines: dict[str, str]) -> None:
+    for name, text in lines.items():
+        print(f"{printable(name):>14}  {printable(text)}")
