@@ -12,11 +12,11 @@ TEST_JOBS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
 QUIET = $$([ -t 1 ] || echo --quiet)
 
-.PHONY: help setup demo test test-slow check bench clean
+.PHONY: help setup demo test test-slow check bench bench-endpoint chaos clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## make .venv and install everything into it
 	@echo "Ready: $(BIN)/aalnet --help"
@@ -40,6 +40,13 @@ check: $(STAMP) ## format, lint, types, import directions
 
 bench: $(STAMP) ## the benchmarks
 	$(BIN)/python -m benchmarks
+
+bench-endpoint: $(STAMP) ## the endpoint beside the bare model, LitServe and a plain handler
+	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.endpoint
+
+chaos: $(STAMP) ## kill training at random moments, prove what is left (half an hour)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.chaos
 
 clean: ## remove caches and builds; .venv and aalnet-runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -23,6 +23,9 @@ COMMANDS = {
     "sample": ("cluster.commands.sample", "Draw several pictures for condition images."),
     "evaluate": ("cluster.commands.evaluate", "Measure a model on held-out pairs."),
     "compare": ("cluster.commands.compare", "Train aalnet, gan and vae alike, side by side."),
+    "promote": ("cluster.commands.promote", "Point a model's name to a checkpoint."),
+    "serve": ("deploy.commands.serve", "Serve a model over HTTP, with a page to try it on."),
+    "data": ("cluster.commands.data", "Pack pictures into a data set; inspect one."),
     "doctor": ("cluster.commands.doctor", "Check this machine, the storage and the cluster."),
     "schema": ("cluster.commands.schema", "Print the JSON schema of a settings file."),
 }
@@ -70,7 +73,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+        if isinstance(end, SystemExit) and (type(end) is not SystemExit or end.code != INTERRUPTED):
             raise
         print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from aalnet.yaml_io import apply_overrides, read_mapping, validate
 
@@ -20,7 +21,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-Widths = Annotated[tuple[Count, ...], Field(strict=False, min_length=2)]
+Width = Annotated[int, Field(ge=1, le=16_384)]  # limits: a hostile checkpoint names sizes too
+Blocks = Annotated[int, Field(ge=1, le=64)]
+Widths = Annotated[tuple[Width, ...], Field(strict=False, min_length=2, max_length=8)]
+Cause = Literal["crash", "lost_node", "preemption", "start", "storage"]
+WORKERS = r"^(auto|[1-9][0-9]{0,4}:[1-9][0-9]{0,4})$"
 
 
 class Section(BaseModel):
@@ -32,7 +37,9 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Where pairs come from and how a batch is drawn."""
 
-    train: str = Field("data/openmoji64/train.parquet", description="Parquet file or folder")
+    train: str = Field(
+        "data/openmoji64/train.parquet", description="Parquet file or folder, local or s3://"
+    )
     test: str = Field("data/openmoji64/test.parquet", description="held-out pairs")
     size_px: Literal[32, 64, 128, 256] = Field(32, description="images are resized to this")
     batch_images: Count = Field(24, description="conditions in a global batch")
@@ -42,6 +49,7 @@ class DataSettings(Section):
     flip: bool = Field(True, description="mirror x and y together, half of the time")
     shift_px: Annotated[int, Field(ge=0)] = Field(1, description="shift x and y by up to this")
     memory_budget_mib: Count = Field(2048, description="decoded pairs are kept if they fit")
+    cache_gib: Weight = Field(20.0, description="local disk for row groups; 0: none (docs/data.md)")
 
 
 class NetworkSettings(Section):
@@ -52,10 +60,10 @@ class NetworkSettings(Section):
         "resnet", description="block family of G and D"
     )
     widths: Widths | None = Field(None, description="channels per level, full size first")
-    encoder_blocks: Count | None = Field(None, description="blocks per encoder level")
-    decoder_blocks: Count | None = Field(None, description="blocks per decoder level")
-    embedding_size: Count | None = Field(None, description="size of the noise and label embedding")
-    noise_size: Count = Field(32, description="Z, the length of one noise vector")
+    encoder_blocks: Blocks | None = Field(None, description="blocks per encoder level")
+    decoder_blocks: Blocks | None = Field(None, description="blocks per decoder level")
+    embedding_size: Width | None = Field(None, description="size of the noise and label embedding")
+    noise_size: Width = Field(32, description="Z, the length of one noise vector")
     start_from_condition: bool = Field(
         True, description="add a learned map of x to the output, so generation starts from x"
     )
@@ -119,12 +127,21 @@ class RunSettings(Section):
         8_000, description="evaluate, draw the grid and save, at the first batch at or past it"
     )
     log_every_images: Count = Field(480, description="one line of metrics.jsonl")
-    keep_last: Count = Field(2, description="newest checkpoints kept; the best is kept besides")
+    keep_last: Count = Field(2, description="newest checkpoints kept")
+    keep_best: Annotated[int, Field(ge=0)] = Field(1, description="best ones kept besides")
+    keep_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="every so many-th checkpoint is kept besides; 0: none"
+    )
+    best_by: Literal["kid", "l1", "best_of_k_l1", "diversity", "ssim", "psnr"] = Field(
+        "kid", description="the figure that says which checkpoint is best"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0, description="of weights, order, augmentation and noise"
     )
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="auto: one per GPU, else one per CPU core; 0: no Ray"
+    workers: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=WORKERS)] = Field(
+        "auto",
+        description="auto: one per GPU, else one per CPU core; 0: no Ray; MIN:MAX: as many as "
+        "there are, while the run trains",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda where there is a GPU")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
@@ -132,6 +149,42 @@ class RunSettings(Section):
     )
     channels_last: bool = Field(False, description="memory layout of images")
     grid_conditions: Count = Field(6, description="rows of the sample grid")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _check_workers(cls, value: object) -> object:
+        if isinstance(value, str) and not re.fullmatch(WORKERS, value):
+            raise ValueError("auto, a number, or a range MIN:MAX")
+        return value
+
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """Fewest and most workers; None for `auto`."""
+        if isinstance(self.workers, int):
+            return self.workers, self.workers
+        fewest, _, most = self.workers.partition(":")
+        return (int(fewest), int(most)) if most else None
+
+
+class FailureSettings(Section):
+    """What a run survives (docs/reliability.md)."""
+
+    budget: Annotated[int, Field(ge=0)] = Field(
+        10, description="failures in a row, with no new checkpoint between them, that are retried"
+    )
+    counted: Annotated[tuple[Cause, ...], Field(strict=False)] = Field(
+        ("crash", "lost_node", "start", "storage"),
+        description="causes that use up the budget; preemption may be named too",
+    )
+    storage_patience_s: Positive = Field(
+        900.0, description="training goes on for so long while the storage fails"
+    )
+    process_group_timeout_s: Annotated[int, Field(ge=5, le=60)] = Field(
+        60, description="a worker that is silent for so long in a sum is taken for dead"
+    )
+    grace_s: Positive = Field(
+        20.0, description="after SIGTERM or Ctrl-C, the time for a last checkpoint"
+    )
 
 
 class Settings(Section):
@@ -145,14 +198,17 @@ class Settings(Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     run: RunSettings = RunSettings()
+    failures: FailureSettings = FailureSettings()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        workers = self.run.workers
-        if isinstance(workers, int) and workers > self.data.batch_images:
+        fewest, most = self.run.worker_range or (0, 0)
+        if fewest > most:
+            raise ValueError(f"run.workers must be MIN:MAX with MIN <= MAX, got {fewest}:{most}")
+        if most > self.data.batch_images:
             raise ValueError(
                 f"run.workers must be <= data.batch_images ({self.data.batch_images}), "
-                f"got {workers}: each worker needs a condition of every batch"
+                f"got {most}: each worker needs a condition of every batch"
             )
         widths = self.network.widths
         if widths is not None and self.data.size_px >> (len(widths) - 1) < 4:
@@ -176,10 +232,10 @@ class Settings(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-RESUMABLE_SECTIONS = frozenset({"evaluation"})
-RESUMABLE_KEYS = frozenset({"data.memory_budget_mib", *(f"run.{key}" for key in (
-    "checkpoint_every_images", "log_every_images", "keep_last", "workers", "device",
-    "grid_conditions",
+RESUMABLE_SECTIONS = frozenset({"evaluation", "failures"})
+RESUMABLE_KEYS = frozenset({"data.memory_budget_mib", "data.cache_gib", *(f"run.{key}" for key in (
+    "checkpoint_every_images", "log_every_images", "keep_last", "keep_best", "keep_every",
+    "best_by", "workers", "device", "grid_conditions",
 ))})  # fmt: skip
 
 

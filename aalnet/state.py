@@ -13,6 +13,7 @@ from aalnet.errors import CheckpointError
 from aalnet.networks import DataSpec, Discriminator, Generator, Posterior
 from aalnet.settings import OptimizerSettings, Settings
 
+ADAM_SLOTS = {"step", "exp_avg", "exp_avg_sq"}  # what it holds of each parameter
 EMA_WARMUP_SHARE = 0.05  # early on, the moving average's half-life is this share of images seen
 
 
@@ -166,13 +167,21 @@ def _load_optimizer(
         if not index.isdecimal() or int(index) >= len(parameters):
             raise CheckpointError(f"`{name}` does not fit these settings: {key} has no parameter")
         parameter = parameters[int(index)]
-        if value.shape not in ((), parameter.shape):
+        counts = slot == "step"
+        shape, dtype = ((), torch.float32) if counts else (parameter.shape, parameter.dtype)
+        if (value.shape, value.dtype) != (shape, dtype):
             raise CheckpointError(
-                f"`{name}` does not fit these settings: {key} is {tuple(value.shape)}, "
-                f"wanted {tuple(parameter.shape)}"
+                f"`{name}` does not fit these settings: {key} is {value.dtype} "
+                f"{tuple(value.shape)}, wanted {dtype} {tuple(shape)}"
             )
-        if value.shape == parameter.shape:
+        if not counts:
             value = torch.empty_like(parameter).detach().copy_(value)  # its memory layout too
         state.setdefault(int(index), {})[slot] = value
+    slots = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else ADAM_SLOTS
+    if odd := [index for index, values in state.items() if values.keys() != slots]:
+        raise CheckpointError(
+            f"`{name}` does not fit these settings: {odd[0]} has {sorted(state[odd[0]])}, "
+            f"wanted {sorted(slots)}"
+        )
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -29,7 +29,7 @@ SHORT.maxlevel = 2
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as a number (YAML 1.2) and refuses repeated keys."""
+    """SafeLoader that reads `1e-3` and `2:4` as YAML 1.2 does, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -50,6 +50,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
+# YAML 1.1 reads `2:4` as 124, a number to the base 60; here it is a range of workers.
+for _first in "123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(
+        0, ("tag:yaml.org,2002:str", re.compile(r"^\d+(:\d+)+$"))
+    )
 
 
 def read_mapping(path: Path | str) -> dict[str, Any]:

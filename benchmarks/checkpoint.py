@@ -1,52 +1,140 @@
-"""One process, one thread, demo settings, a local folder. A step, a `checkpoint.save` (with its
-prune) and an evaluation with its sample grid are timed in turns; the interval is the median step
-times the steps between two of the demo's checkpoints. `penalties` are amortised over a cycle. For
-information: the loop does all of it between two steps today."""
+"""What a checkpoint costs the training loop: the call of `Saver.save`, which copies the state to
+host memory while another thread serialises and writes, beside one plain host copy of the same
+tensors (`copy_` into buffers that exist, tensor by tensor). In turns, at the demo's size with a
+training step before each, so that both find the processor's caches as the loop does; who comes
+first changes every round. One process, one thread, real S3 server on the same machine; each state is written before
+the next is taken. At the demo's settings, and for the `base` preset at 64 px. The interval is the
+median step, over whole cycles of what is due now and then, times the steps between two of the
+demo's checkpoints."""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from aalnet.state import TrainState
-from benchmarks.steps import CYCLE, Seconds, contender, demo, in_turns, medians
+from benchmarks.steps import CYCLE, Contender, Seconds, contender, demo, in_turns, medians, ratio
 from benchmarks.table import Result, Row
-from cluster import checkpoint
 from cluster.held_out import HeldOut, png
+from cluster.journal import Journal
 from cluster.runs import Run
-from cluster.store import FolderStore
+from cluster.saver import Saver
+from cluster.store import open_store
+from tests.s3_server import environment, s3_server
+
+COPY_BAR, INTERVAL_BAR_PERCENT = 1.2, 1.0
+BIGGER = ("network.preset=base", "data.size_px=64", "data.batch_images=2", "objective.K=2")
 
 
 def measure(quick: bool) -> Result:
     """How long training stands still for a checkpoint."""
-    settings = demo(*(("evaluation.max_images=32",) if quick else ()), quick=quick)
-    side = contender(settings)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        server = stack.enter_context(s3_server(Path(folder)))
+        stack.enter_context(environment(server.environment))
+        few = ("evaluation.max_images=32",) if quick else ()
+        small = contender(demo(*few, quick=quick))
+        uri = f"s3://{server.bucket}/stall"
+        rounds = 3 if quick else 40
+        stall = _stalls(small, uri, "demo", rounds, cached=True)
+        rows, raw = [_copy_row("demo", stall)], medians(stall, "checkpoint, demo")
+        if not quick:
+            big = _stalls(contender(demo(*BIGGER)), uri, "base", 15, cached=False)
+            rows.append(_copy_row("base, 64 px", big))
+            raw += medians(big, "checkpoint, base at 64 px")
+        more, told = _shares(small, statistics.median(stall["stall"]), quick=quick)
+    return Result([*rows, *more], [*raw, *told])
+
+
+def _copy_row(name: str, seconds: Seconds) -> Row:
+    return Row(f"stall / one host copy, {name}", ratio(seconds, "stall", "copy"), bar=COPY_BAR)
+
+
+def _stalls(side: Contender, uri: str, name: str, rounds: int, *, cached: bool) -> Seconds:
+    """Seconds of a save's call and of a plain copy, in turns. `cached`: caches could hold it all."""
+    state, settings = side.state, side.state.settings
+    side.step(0)  # the optimizers hold something from now on
+    run = Run(open_store(uri), name)
+    journal = Journal(run, 0)
+    saver = _Waited(run, settings, journal)
+    buffers = [torch.empty_like(tensor) for tensor in tensors_of(state)]
+    seconds: Seconds = {"stall": [], "copy": []}
+    for number in range(rounds + 2):  # the first two make the saver's buffers
+        for what in ("stall", "copy") if number % 2 else ("copy", "stall"):
+            if cached:
+                side.step(number)
+            if what == "stall":
+                took_s = timed(lambda: saver.save(state, {}))
+                saver.wait()
+            else:
+                took_s = copy_s(buffers, tensors_of(state))
+            if number > 1:
+                seconds[what].append(took_s)
+    saver.close()
+    journal.close()
+    return seconds
+
+
+def tensors_of(state: TrainState) -> list[Tensor]:
+    """Every tensor of a state."""
+    return [tensor for tensors in state.tensors().values() for tensor in tensors.values()]
+
+
+def copy_s(buffers: list[Tensor], tensors: list[Tensor]) -> float:
+    """Seconds of one plain host copy."""
+    started_s = time.perf_counter()
+    for buffer, tensor in zip(buffers, tensors, strict=True):
+        buffer.copy_(tensor.detach())
+    return time.perf_counter() - started_s
+
+
+class _Waited(Saver):
+    """A saver whose caller can wait for it, so that no write runs beside what is timed."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._written = threading.Event()
+        self._written.set()
+        super().__init__(*arguments)
+
+    def save(self, *arguments: Any) -> None:
+        self._written.clear()
+        super().save(*arguments)
+
+    def _write(self, job: Any) -> None:
+        super()._write(job)
+        self._written.set()
+
+    def wait(self) -> None:
+        self._written.wait()
+        self.check()
+
+
+def _shares(side: Contender, stall_s: float, *, quick: bool) -> tuple[list[Row], list[str]]:
+    """The stall, and what else stands between two steps, beside the interval of the demo."""
+    settings, rounds = side.state.settings, 1 if quick else 3
     held_out = HeldOut(settings, side.state.spec, torch.device("cpu"))
-    seconds: Seconds = {"cycle": [], "save": [], "evaluation": []}
-    with tempfile.TemporaryDirectory() as storage:
-        run = Run(FolderStore(storage), "checkpoint")
-        for _ in range(1 if quick else 3):
-            seconds["cycle"] += in_turns({"demo": side}, range(CYCLE), rounds=1)[0]["demo"]
-            for _ in range(5):
-                side.state.images_seen += settings.data.batch_images
-                seconds["save"].append(timed(lambda: _save(run, side.state)))
-            seconds["evaluation"].append(timed(lambda: _evaluate(held_out, side.state)))
+    seconds: Seconds = {"cycle": [], "evaluation": []}
+    for _ in range(rounds):
+        seconds["cycle"] += in_turns({"demo": side}, range(CYCLE), rounds=1)[0]["demo"]
+        seconds["evaluation"].append(timed(lambda: _evaluate(held_out, side.state)))
     every_steps = settings.run.checkpoint_every_images / settings.data.batch_images
     interval_s = every_steps * statistics.median(seconds["cycle"]) / CYCLE
-    shares = {name: 100 * statistics.median(seconds[name]) / interval_s for name in seconds}
-    return Result(
-        rows=[
-            Row("save / interval between checkpoints", shares["save"], "%"),
-            Row("evaluation and sample grid / interval", shares["evaluation"], "%"),
-            Row("save", statistics.median(seconds["save"]), "s"),
-            Row("evaluation and sample grid", statistics.median(seconds["evaluation"]), "s"),
-        ],
-        raw=[f"interval: {interval_s:.1f} s", *medians(seconds, "cycle, save or evaluation")],
-    )
+    evaluation_s = statistics.median(seconds["evaluation"])
+    rows = [
+        Row("stall / interval between checkpoints, demo", 100 * stall_s / interval_s, "%",
+            bar=INTERVAL_BAR_PERCENT),
+        Row("stall, demo", 1e3 * stall_s, "ms"),
+        Row("evaluation and sample grid / interval", 100 * evaluation_s / interval_s, "%"),
+    ]  # fmt: skip
+    return rows, [f"interval: {interval_s:.1f} s", *medians(seconds, "cycle or evaluation")]
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -54,11 +142,6 @@ def timed(work: Callable[[], object]) -> float:
     started_s = time.perf_counter()
     work()
     return time.perf_counter() - started_s
-
-
-def _save(run: Run, state: TrainState) -> None:
-    checkpoint.save(run, state, {})
-    checkpoint.prune(run, state.settings.run.keep_last)
 
 
 def _evaluate(held_out: HeldOut, state: TrainState) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch.multiprocessing as mp
 from aalnet.settings import Settings
 from benchmarks.machine import cores
 from benchmarks.steps import CYCLE, demo
+from cluster.keeper import Launch
 from cluster.launcher import connected, train_with_ray
 from cluster.loop import train
 from cluster.runs import Record, Run
+from cluster.stop import Stop
 from cluster.store import FolderStore
 from cluster.world import current_world
 
@@ -54,7 +57,7 @@ def ray_loop(settings: Settings) -> list[Record]:
         run = Run(FolderStore(storage), "ray")
         run.claim(settings)
         with connected(settings, None) as placement:
-            train_with_ray(run, settings, placement)
+            train_with_ray(run, settings, placement, Stop())
         return run.records()
 
 
@@ -94,4 +97,5 @@ def _in_group(
 
 
 def _train_plain(rank: int, answers: Path, settings: Settings, run: Run) -> None:
-    train(run, settings, current_world(), torch.device("cpu"), lambda figures: None)
+    launch = Launch(time.time())
+    train(run, settings, current_world(), torch.device("cpu"), lambda figures: None, launch)

@@ -1,17 +1,19 @@
-"""Checkpoints: safetensors, `state.json`, and a manifest written last.
+"""Checkpoints: safetensors, and a manifest that is created last.
 
-    checkpoints/<images>/{<network>,ema,<side>_optimizer}.safetensors  state.json  MANIFEST.json
+    checkpoints/<images>/{ema,training}-<digest>.safetensors  MANIFEST.json
 
-A checkpoint exists when its manifest does. Nothing here is ever unpickled.
+A checkpoint exists when its manifest does. `ema` is what users sample from; `training` holds
+all else that a resumed run needs. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -19,26 +21,31 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from aalnet.errors import CheckpointError
-from aalnet.networks import DataSpec, Generator
+from aalnet.networks import Generator
 from aalnet.settings import Settings, parse_settings
 from aalnet.state import TrainState, load_network
-from cluster.runs import Run, find_run
-from cluster.store import BlobMissing, Store, open_store
+from cluster.figures import score_of
+from cluster.manifest import LIMIT_BYTES, Blob, Manifest, parse_manifest
+from cluster.runs import MANIFEST, Run, find_run
+from cluster.snapshot import Files, Snapshot, snapshot
+from cluster.store import BlobExists, BlobMissing, BlobTooLarge, Store, open_store
 
-FORMAT_VERSION = 1
-MANIFEST = "MANIFEST.json"
-STATE = {
-    "images_seen": int, "steps": int, "labels": list, "condition_channels": int,
-    "target_channels": int, "figures": dict, "settings": dict,
-}  # fmt: skip
+PARTS = ("ema", "training")
+HEADER_BYTES = 2**20  # of a safetensors file, at most; a network's names take a tenth of it
+WRITER = uuid.uuid4().hex  # this process
 CHECKPOINT_PATH = re.compile(
     r"(?:(?P<storage>.*)/)?runs/(?P<run>[^/]+)(?:/checkpoints/(?P<images>\d+))?/?"
 )
+T = TypeVar("T")
+
+
+class CheckpointTaken(CheckpointError):
+    """Another process has written this checkpoint of the run, with other numbers in it."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint of a run."""
+    """One checkpoint of a run. Making the object touches nothing."""
 
     run: Run
     images: int
@@ -46,138 +53,191 @@ class Checkpoint:
     def key(self, *parts: str) -> str:
         return self.run.key("checkpoints", str(self.images), *parts)
 
-    def manifest(self) -> dict[str, Any]:
-        """Sizes and digests of every blob.
+    def manifest(self) -> Manifest:
+        """Its facts and the digests of its blobs.
 
         Raises:
-            CheckpointError: missing, not JSON, or of another format version.
+            CheckpointError: missing, damaged, of another format version, or of other images.
         """
-        found = _json(self.run.store, self.key(MANIFEST))
-        version = found.get("format_version")
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"`{self.key()}` has format version {version}, this release reads {FORMAT_VERSION}"
-            )
-        if not isinstance(found.get("files"), dict):
-            raise CheckpointError(f"`{self.key(MANIFEST)}` lists no files; it is damaged")
-        return found
-
-    def state(self) -> dict[str, Any]:
-        """`state.json`: counters, settings, labels and the figures at that time.
-
-        Raises:
-            CheckpointError: it is missing, damaged, or not what `save` writes.
-        """
-        key = self.key("state.json")
-        found = _parse_json(self.blob("state.json"), key)
-        wrong = [name for name, kind in STATE.items() if not isinstance(found.get(name), kind)]
-        if wrong:
-            raise CheckpointError(f"`{key}` has no proper `{wrong[0]}`; use another checkpoint")
-        return found
-
-    def blob(self, name: str) -> bytes:
-        """A blob after its size and digest were checked.
-
-        Raises:
-            CheckpointError: missing or not what the manifest says.
-        """
-        expected = self.manifest()["files"].get(name)
-        if not isinstance(expected, dict):
-            raise CheckpointError(f"`{self.key()}` has no {name}")
+        key = self.key(MANIFEST)
         try:
-            data = self.run.store.read(self.key(name))
+            found = parse_manifest(self.run.store.read(key, LIMIT_BYTES), key)
         except BlobMissing as error:
-            raise CheckpointError(f"`{self.key(name)}` is missing; use another one") from error
-        if len(data) != expected.get("bytes") or _digest(data) != expected.get("sha256"):
+            raise CheckpointError(f"`{key}` is missing; see `aalnet runs show`") from error
+        except BlobTooLarge as error:
+            raise CheckpointError(f"{error}; use another checkpoint") from error
+        if found.images_seen != self.images:
             raise CheckpointError(
-                f"`{self.key(name)}` is damaged: {len(data)} bytes do not have the digest in "
-                f"{MANIFEST}; use another checkpoint of the run"
+                f"`{key}` is of {found.images_seen} images; use another checkpoint"
             )
-        return data
+        return found
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one safetensors file, on the CPU."""
+    def verify(self, parts: Sequence[str] = PARTS) -> Manifest:
+        """Read these parts and check every byte.
+
+        Raises:
+            CheckpointError: one is missing or damaged.
+        """
+        found = self.manifest()
+        for part in parts:
+            self.tensors(self.blob(found, part))
+        return found
+
+    def blob(self, manifest: Manifest, part: str) -> Blob:
+        """The blob of a part. Raises CheckpointError where there is none."""
+        if part not in manifest.blobs:
+            raise CheckpointError(f"`{self.key()}` has no {part}; use another checkpoint")
+        return manifest.blobs[part]
+
+    def tensors(self, blob: Blob) -> dict[str, Tensor]:
+        """The tensors of one blob, on the CPU, after its size and digest were checked.
+
+        Raises:
+            CheckpointError: missing, damaged, or not safetensors.
+        """
+        key = self.key(blob.name)
         try:
-            return safetensors.torch.load(self.blob(f"{name}.safetensors"))
-        except SafetensorError as error:
-            raise CheckpointError(f"`{self.key(name)}.safetensors`: {error}") from error
+            data = self.run.store.read(key, blob.size_bytes)
+        except BlobMissing as error:
+            raise CheckpointError(f"`{key}` is missing; use another checkpoint") from error
+        except BlobTooLarge as error:
+            raise CheckpointError(f"`{key}` is damaged: {error}; use another one") from error
+        if not blob.holds(data):
+            told = f"its {len(data):,} bytes do not have the digest in {MANIFEST}"
+            raise CheckpointError(f"`{key}` is damaged: {told}; use another checkpoint of the run")
+        try:
+            return safetensors.torch.load(data)
+        except (SafetensorError, LookupError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"`{key}` is damaged: {error}; use another one") from error
 
 
-def save(run: Run, state: TrainState, figures: dict[str, Any]) -> int:
-    """Write the state as a checkpoint; returns its bytes. The manifest goes last."""
-    checkpoint = Checkpoint(run, state.images_seen)
-    blobs = {
-        f"{name}.safetensors": safetensors.torch.save(_portable(tensors))
-        for name, tensors in state.tensors().items()
-    }
-    blobs["state.json"] = json.dumps({
-        "format_version": FORMAT_VERSION,
-        "images_seen": state.images_seen,
-        "steps": state.steps,
-        "labels": state.spec.labels,
-        "condition_channels": state.spec.condition_channels,
-        "target_channels": state.spec.target_channels,
-        "figures": figures,
-        "settings": state.settings.to_dict(),
-    }, indent=1).encode()  # fmt: skip
-    for name, data in blobs.items():
-        run.store.write(checkpoint.key(name), data)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "images_seen": state.images_seen,
-        "settings_digest": state.settings.digest(),
-        "files": {
-            name: {"bytes": len(data), "sha256": _digest(data)} for name, data in blobs.items()
-        },
-    }
-    run.store.write(checkpoint.key(MANIFEST), json.dumps(manifest, indent=1).encode())
-    return sum(len(data) for data in blobs.values())
+def write(run: Run, taken: Snapshot) -> Manifest:
+    """Write a snapshot as a checkpoint: blobs first, then the manifest, created once.
+
+    Raises:
+        CheckpointTaken: another process wrote this checkpoint, with other numbers.
+        StoreError: the storage failed; the same call may be made again.
+    """
+    found = Checkpoint(run, taken.images_seen)
+    parts = {part: safetensors.torch.save(tensors) for part, tensors in taken.parts.items()}
+    manifest = Manifest(
+        images_seen=taken.images_seen,
+        steps=taken.steps,
+        settings=taken.settings.to_dict(),
+        settings_digest=taken.settings.digest(),
+        blobs={part: Blob.of(part, data) for part, data in parts.items()},
+        writer=WRITER,
+        **taken.facts,
+    )
+    for part, data in parts.items():
+        run.store.write(found.key(manifest.blobs[part].name), data)
+    _commit(found, manifest)
+    return manifest
 
 
-def restore(state: TrainState, checkpoint: Checkpoint) -> None:
+def _commit(found: Checkpoint, manifest: Manifest) -> None:
+    store, key = found.run.store, found.key(MANIFEST)
+    try:
+        store.create(key, manifest.to_json())
+    except BlobExists as error:
+        try:
+            theirs = found.verify()
+        except CheckpointError:  # a damaged one, passed over when the run resumed
+            store.delete(key)
+            store.create(key, manifest.to_json())
+            return
+        if theirs.blobs != manifest.blobs:
+            raise CheckpointTaken(
+                f"another process trains run `{found.run.name}`: it wrote the checkpoint at "
+                f"{found.images:,} images; stop one of the two"
+            ) from error
+
+
+def save(run: Run, state: TrainState, figures: Mapping[str, Any]) -> Manifest:
+    """Write the state as a checkpoint, and wait; the loop has cluster/saver.py do it."""
+    return write(run, snapshot(state, figures))
+
+
+def restore(state: TrainState, found: Checkpoint) -> None:
     """Put a checkpoint into a state made with the same settings.
 
     Raises:
-        CheckpointError: it is damaged or does not fit.
+        CheckpointError: it is damaged or does not fit; the state may then hold a part of it.
     """
-    facts = checkpoint.state()
-    if spec_of(facts) != state.spec:
+    manifest = found.manifest()
+    if manifest.spec != state.spec:
         raise CheckpointError(
-            f"`{checkpoint.key()}` was trained on labels {list(facts['labels'])}, the data set "
+            f"`{found.key()}` was trained on labels {list(manifest.spec.labels)}, the data set "
             f"has {list(state.spec.labels)}; use the same data, or another --run"
         )
-    state.load_tensors({name: checkpoint.tensors(name) for name in state.tensors()})
-    state.images_seen, state.steps = int(facts["images_seen"]), int(facts["steps"])
+    own = state.tensors()
+    ema = _read_part(found, manifest, "ema", _bytes_of(own["ema"].values()))
+    rest = [t for file, tensors in own.items() if file != "ema" for t in tensors.values()]
+    # Before the first step the optimizers hold nothing to measure by.
+    training = _read_part(found, manifest, "training", 4 * _bytes_of(rest))
+    files: Files = {"ema": ema, **{file: {} for file in own if file != "ema"}}
+    for key, tensor in training.items():
+        file, _, name = key.partition("/")
+        files.setdefault(file, {})[name] = tensor
+    state.load_tensors(files)
+    state.images_seen, state.steps = manifest.images_seen, manifest.steps
 
 
-def load_generator(checkpoint: Checkpoint, device: torch.device) -> tuple[Generator, Settings]:
-    """The moving average of G, which users sample from, and its settings."""
-    facts = checkpoint.state()
-    settings = parse_settings(facts["settings"])
-    generator = Generator(settings, spec_of(facts))
+def load_generator(found: Checkpoint, device: torch.device) -> tuple[Generator, Settings]:
+    """The moving average of G, which users sample from, and its settings.
+
+    Raises:
+        CheckpointError: it is damaged, or its tensors are not those of its settings.
+    """
+    manifest = found.manifest()
+    settings = parse_settings(dict(manifest.settings))
+    with torch.device("meta"):  # sizes before anything is allocated or downloaded
+        generator = Generator(settings, manifest.spec)
     if settings.run.precision == "float64":
         generator = generator.double()
-    load_network(generator, checkpoint.tensors("ema"), "ema")
+    tensors = _read_part(found, manifest, "ema", _bytes_of(generator.state_dict().values()))
+    load_network(generator.to_empty(device="cpu"), tensors, "ema")
     return generator.to(device).float().requires_grad_(False).eval(), settings
 
 
-def spec_of(facts: dict[str, Any]) -> DataSpec:
-    """The data facts in a `state.json`."""
-    return DataSpec(
-        tuple(facts["labels"]), int(facts["condition_channels"]), int(facts["target_channels"])
-    )
+def _to_stderr(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def checkpoints(run: Run) -> list[Checkpoint]:
-    """All whole checkpoints of a run, oldest first."""
-    suffix = f"/{MANIFEST}"
-    keys = run.store.keys(run.key("checkpoints/"))
-    found = [key.removesuffix(suffix).rpartition("/")[2] for key in keys if key.endswith(suffix)]
-    return [Checkpoint(run, images) for images in sorted(int(x) for x in found if x.isdecimal())]
+    """All checkpoints of a run that have a manifest, oldest first."""
+    return [Checkpoint(run, images) for images in run.checkpoint_images()]
 
 
-def find_checkpoint(store: Store, name: str) -> Checkpoint:
-    """`RUN` (its newest), `RUN@IMAGES`, `RUN@best`, or the path of a checkpoint's folder.
+def newest_whole(
+    run: Run, use: Callable[[Checkpoint], T], warn: Callable[[str], None]
+) -> tuple[Checkpoint, T] | None:
+    """The newest checkpoint that can be used, and what `use` made of it; None without any.
+
+    Tells `warn` of every damaged one that it passes over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them can be used.
+    """
+    found = checkpoints(run)
+    last: CheckpointError | None = None
+    for candidate in reversed(found):
+        try:
+            return candidate, use(candidate)
+        except CheckpointError as error:
+            last = error
+            warn(f"checkpoint at {candidate.images:,} images is passed over: {error}")
+    if last is not None:
+        raise CheckpointError(f"no checkpoint of run `{run.name}` can be used: {last}") from last
+    return None
+
+
+def find_checkpoint(
+    store: Store, name: str, warn: Callable[[str], None] = _to_stderr
+) -> Checkpoint:
+    """`RUN` (its newest whole one), `RUN@IMAGES`, `RUN@best`, or the path of a checkpoint's folder.
+
+    Tells `warn` of every damaged one that it passes over.
 
     Raises:
         CheckpointError: there is no such run or checkpoint.
@@ -186,14 +246,18 @@ def find_checkpoint(store: Store, name: str) -> Checkpoint:
         store = open_store(path["storage"] or ".")
         name = f"{path['run']}@{path['images']}" if path["images"] else path["run"]
     run_name, _, wanted = name.partition("@")
-    run, _ = find_run(store, run_name)
+    run, settings = find_run(store, run_name)
+    if not wanted:
+        newest = newest_whole(run, lambda candidate: candidate.verify(["ema"]), warn)
+        if newest is None:
+            raise CheckpointError(f"run `{run_name}` has no checkpoint yet; let it train longer")
+        return newest[0]
     found = checkpoints(run)
     if not found:
         raise CheckpointError(f"run `{run_name}` has no checkpoint yet; let it train longer")
-    if not wanted:
-        return found[-1]
     if wanted == "best":
-        return best(found) or found[-1]
+        ranked = by_figure(found, settings.run.best_by)
+        return ranked[0] if ranked else found[-1]
     matching = [c for c in found if str(c.images) == re.sub("[,_]", "", wanted)]
     if not matching:
         known = ", ".join(str(c.images) for c in found)
@@ -201,55 +265,31 @@ def find_checkpoint(store: Store, name: str) -> Checkpoint:
     return matching[0]
 
 
-def best(found: list[Checkpoint]) -> Checkpoint | None:
-    """The checkpoint of the lowest KID, if any was measured."""
-    scored = [(score, c) for c in found if (score := _score(c)) is not None]
-    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+def by_figure(found: Sequence[Checkpoint], name: str) -> list[Checkpoint]:
+    """The checkpoints that have a figure, best first. A damaged one is nobody's best."""
+    scored = [(score, c) for c in found if (score := _score(c, name)) is not None]
+    return [c for _, c in sorted(scored, key=lambda pair: (pair[0], -pair[1].images))]
 
 
-def prune(run: Run, keep_last: int) -> None:
-    """Keep the newest `keep_last` and the best; each manifest goes first."""
-    found = checkpoints(run)
-    kept = {c.images for c in found[-keep_last:]}
-    if (winner := best(found)) is not None:
-        kept.add(winner.images)
-    for checkpoint in found:
-        if checkpoint.images in kept:
-            continue
-        run.store.delete(checkpoint.key(MANIFEST))
-        for key in run.store.keys(checkpoint.key() + "/"):
-            run.store.delete(key)
-
-
-def _score(checkpoint: Checkpoint) -> float | None:
+def _score(found: Checkpoint, name: str) -> float | None:
     try:
-        figures = checkpoint.state()["figures"]
+        return score_of(found.manifest().figures, name)
     except CheckpointError:
-        return None  # a damaged one is nobody's best; reading it for use says so
-    scores = [v for k, v in figures.items() if k.startswith("kid") and not k.endswith("condition")]
-    return float(scores[0]) if scores else None
+        return None
 
 
-def _portable(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _read_part(
+    found: Checkpoint, manifest: Manifest, part: str, expected_bytes: int
+) -> dict[str, Tensor]:
+    blob = found.blob(manifest, part)
+    least = 0 if part == "training" else expected_bytes  # before the first step it is smaller
+    if not least <= blob.size_bytes <= expected_bytes + HEADER_BYTES:
+        raise CheckpointError(
+            f"`{found.key(blob.name)}` claims {blob.size_bytes:,} bytes where its settings need "
+            f"{expected_bytes:,}; use another checkpoint"
+        )
+    return found.tensors(blob)
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _json(store: Store, key: str) -> dict[str, Any]:
-    try:
-        return _parse_json(store.read(key), key)
-    except BlobMissing as error:
-        raise CheckpointError(f"`{key}` is missing; see `aalnet runs show`") from error
-
-
-def _parse_json(data: bytes, key: str) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"`{key}` is damaged: {error}; use another checkpoint") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"`{key}` is damaged: not an object; use another checkpoint")
-    return found
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

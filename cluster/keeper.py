@@ -5,66 +5,147 @@ Worker 0 does it; the others wait where they must.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from aalnet.errors import AalnetError
 from aalnet.evaluation import Figures
 from aalnet.state import TrainState
-from cluster import checkpoint
+from cluster.goodput import before_start, goodput
 from cluster.held_out import HeldOut, png
-from cluster.runs import Run
+from cluster.journal import Journal
+from cluster.runs import Record, Run
+from cluster.saver import Saver
+from cluster.store import StoreError
 from cluster.world import ProcessWorld
 
 Report = Callable[[Figures], None]  # told of every checkpoint's figures, on every worker
 
 
-class Keeper:
-    """Keeps a run's records and checkpoints. Made, and called, by every worker alike."""
+@dataclass(frozen=True)
+class Launch:
+    """What a start knows of its past, and what may be wished of it while it trains."""
 
-    def __init__(self, run: Run, state: TrainState, world: ProcessWorld, report: Report) -> None:
+    at_s: float  # since the epoch
+    past: Callable[[], Record] = dict  # `cause` and `error` of the interruption before it
+    node_is_taken: Callable[[], bool] = bool  # a spot notice; asked by every worker alike
+    save_wished: threading.Event = field(default_factory=threading.Event)  # of worker 0 alone
+
+
+class Keeper:
+    """Keeps a run's records and checkpoints. Made, and called, by every worker alike.
+
+    Raises:
+        StoreError: the log cannot be opened.
+    """
+
+    def __init__(
+        self, run: Run, state: TrainState, world: ProcessWorld, report: Report, launch: Launch
+    ) -> None:
         self._run, self._state, self._world, self._report = run, state, world, report
-        self._held_out: HeldOut | None = None
+        self._launch, self._saved_at = launch, state.images_seen
+        self._books: tuple[HeldOut, Journal, Saver] | None = None
         if world.rank == 0:
-            self._held_out = HeldOut(state.settings, state.spec, state.device)
+            held_out = HeldOut(state.settings, state.spec, state.device)
+            journal = Journal(run, state.images_seen)
+            self._books = held_out, journal, Saver(run, state.settings, journal)
         self._started_s = time.perf_counter()
 
-    def start(self) -> None:
-        """Log that the run starts, or goes on."""
-        self._log(
+    def start(self, warnings: list[str]) -> None:
+        """Log that the run starts, or goes on, and what was wrong with what it found."""
+        if self._books is None:
+            return
+        _, journal, _ = self._books
+        seen, at_s = self._state.images_seen, self._launch.at_s
+        before = before_start(journal.kept, journal.dropped, seen, at_s)
+        why = {"cause": "driver", **self._launch.past()}  # a new launch knows no more
+        self.log(
             "start",
             total_images=self._state.settings.run.images,
             workers=self._world.size,
             threads=torch.get_num_threads(),
             device=str(self._state.device),
             model=self._state.settings.model,
+            **before,
+            **(why if "recovery_s" in before else {}),
         )
+        for text in warnings:
+            self.log("warning", text=text)
 
     def checkpoint(self) -> None:
-        """Measure, draw and save. Returns on every worker when the checkpoint is whole."""
+        """Measure, draw, and have the state saved in the background."""
         figures: Figures = {}
-        if self._held_out is not None:
+        grid = b""
+        if self._books is not None:
+            held_out = self._books[0]
             started_s = time.perf_counter()
-            figures = self._held_out.evaluate(self._state.ema)
-            picture = png(self._held_out.grid(self._state.ema))
-            name = f"{self._state.images_seen}.png"
-            self._run.store.write(self._run.key("samples", name), picture)
-            measured_s = time.perf_counter()
-            held_out = {**figures, "held_out_images": figures["images"]}
-            self._log("evaluation", **{**held_out, "seconds": measured_s - started_s})
-            written = checkpoint.save(self._run, self._state, figures)
-            checkpoint.prune(self._run, self._state.settings.run.keep_last)
-            self._log("checkpoint", bytes=written, seconds=time.perf_counter() - measured_s)
-        self._world.agree(0, self._state.device)
+            figures = held_out.evaluate(self._state.ema)
+            grid = png(held_out.grid(self._state.ema))
+            seconds = time.perf_counter() - started_s
+            self.log(
+                "evaluation", **{**figures, "held_out_images": figures["images"]}, seconds=seconds
+            )
+        self.save(figures)
+        if self._books is not None:  # after the state, which is worth more
+            self._books[2].picture(f"{self._state.images_seen}.png", grid)
+        self._world.agree(0)
         self._report(figures)
 
-    def end(self, status: str, error: str | None = None) -> None:
-        """Log how the run ended and how long this start of it took."""
-        seconds = time.perf_counter() - self._started_s
-        why = {"error": error} if error else {}
-        self._log("end", status=status, train_seconds=seconds, **why)
+    def save(self, figures: Figures) -> None:
+        """Have the state saved in the background."""
+        self._launch.save_wished.clear()
+        self._saved_at = self._state.images_seen
+        if self._books is not None:
+            self._books[2].save(self._state, figures)
 
-    def _log(self, kind: str, **facts: object) -> None:
-        if self._world.rank == 0:
-            self._run.log({**facts, "kind": kind, "images": self._state.images_seen})
+    def check(self) -> None:
+        """Raises what ended the background writing, if anything did."""
+        if self._books is not None:
+            self._books[2].check()
+
+    def finish(self) -> None:
+        """End well: returns when the last checkpoint is whole."""
+        if self._books is not None:
+            self._books[2].close()
+        self._end("finished")
+
+    def stop(self) -> None:
+        """End early, on request, after a last checkpoint within the grace period."""
+        if self._state.images_seen > self._saved_at:
+            self.save({})
+        if self._books is not None:
+            self._books[2].close(self._state.settings.failures.grace_s)
+        self._end("stopped")
+
+    def settle(self) -> None:
+        """What is being saved is saved still, if the storage takes it soon."""
+        if self._books is not None:
+            with contextlib.suppress(AalnetError):  # something worse is about to be told
+                self._books[2].close(self._state.settings.failures.grace_s)
+
+    def fail(self, error: str) -> None:
+        """End badly, and say so in the log if the storage takes it."""
+        with contextlib.suppress(StoreError):  # the error itself is raised to the driver
+            self._end("failed", error)
+
+    def log(self, kind: str, **facts: Any) -> None:
+        """Add a record of this moment to the log."""
+        if self._books is not None:
+            self._books[1].log({**facts, "kind": kind, "images": self._state.images_seen})
+
+    def _end(self, status: str, error: str | None = None) -> None:
+        if self._books is None:
+            return
+        _, journal, _ = self._books
+        seconds = time.perf_counter() - self._started_s
+        spent = goodput(journal.records(), self._state.settings.data.batch_images)
+        facts = {"goodput": round(spent.share, 4), "seconds": spent.rounded()}
+        why = {"error": error} if error else {}
+        self.log("end", status=status, train_seconds=seconds, **facts, **why)
+        journal.close()

@@ -6,34 +6,46 @@ The only module that starts Ray. `--workers 0` trains in this process, without i
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import shutil
-import signal
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from aalnet.errors import AalnetError, ConfigError
 from aalnet.settings import Settings
+from cluster.keeper import Launch
 from cluster.loop import train
 from cluster.runs import Record, Run
+from cluster.stop import Stop
+from cluster.store import StoreError
 from cluster.world import ProcessWorld
 
 if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of workers would come out twice
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data paths keep their meaning
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # a dead worker is found within about two
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # then with fewer workers, or again
 }
+FORWARDED = ("AWS_", "GLOO_", "NCCL_")  # where the storage is; which network to use
+RESIZE_EVERY_S = 8.0  # an elastic run looks so often whether there are more machines
+TEARDOWN_S = 10.0  # for Ray to end its processes, after the grace period
+POLL_S = 0.2
 
 
 class ClusterError(AalnetError):
@@ -47,6 +59,8 @@ class Placement:
     workers: int
     device: str
     where: str
+    fewest: int | None = None  # an elastic run goes on with so many; None: `workers` are fixed
+    at_s: float = field(default_factory=time.time, compare=False)  # the launch, since the epoch
 
 
 def place(settings: Settings, gpus: int, cpus: int, where: str) -> Placement:
@@ -55,20 +69,22 @@ def place(settings: Settings, gpus: int, cpus: int, where: str) -> Placement:
     Raises:
         ConfigError: more is asked for than there is.
     """
-    wanted, device = settings.run.workers, settings.run.device
+    wanted, device = settings.run.worker_range, settings.run.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cuda" and not gpus:
         raise ConfigError(f"run.device is cuda, but {where} has no GPU; set run.device=cpu")
     available = gpus if device == "cuda" else cpus
-    if wanted == "auto":
+    if wanted is None:
         return Placement(max(1, min(available, settings.data.batch_images)), device, where)
-    if device == "cuda" and wanted > gpus:
+    fewest, most = wanted
+    if device == "cuda" and fewest > gpus:
         raise ConfigError(
-            f"run.workers {wanted} needs as many GPUs, {where} has {gpus}; lower --workers or "
-            "set run.device=cpu"
+            f"run.workers {settings.run.workers} needs as many GPUs, {where} has {gpus}; lower "
+            "--workers or set run.device=cpu"
         )
-    return Placement(wanted, device, where)
+    elastic = isinstance(settings.run.workers, str)
+    return Placement(most, device, where, fewest if elastic else None)
 
 
 def place_here(settings: Settings) -> Placement:
@@ -99,7 +115,9 @@ def connected(settings: Settings, address: str | None) -> Iterator[Placement]:
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         reason = str(error).strip().partition("\n")[0]
-        raise ClusterError(f"{where} cannot be reached: {reason}; try `aalnet doctor`") from error
+        token = "is RAY_AUTH_TOKEN set as it is there? " if address else ""
+        told = f"{where} cannot be reached: {reason}; {token}try `aalnet doctor`"
+        raise ClusterError(told) from error
     try:
         if not address:
             yield here
@@ -107,10 +125,10 @@ def connected(settings: Settings, address: str | None) -> Iterator[Placement]:
         has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 0))
         placement = place(settings, gpus, cpus, f"the Ray cluster at {address}")
-        if placement.workers > cpus:
+        needed = placement.workers if placement.fewest is None else placement.fewest
+        if needed > cpus:
             raise ConfigError(
-                f"{placement.workers} workers need as many CPUs, {placement.where} has {cpus}; "
-                "lower --workers"
+                f"{needed} workers need as many CPUs, {placement.where} has {cpus}; lower --workers"
             )
         yield placement
     finally:
@@ -124,8 +142,8 @@ def _require_listener(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def train_with_ray(run: Run, settings: Settings, placement: Placement) -> None:
-    """Run the loop on Ray Train workers until it ends.
+def train_with_ray(run: Run, settings: Settings, placement: Placement, stop: Stop) -> str:
+    """Run the loop on Ray Train workers until it ends; gives `finished` or `stopped`.
 
     Raises:
         AalnetError: what a worker raised, or ClusterError for a failure of the machinery.
@@ -133,67 +151,124 @@ def train_with_ray(run: Run, settings: Settings, placement: Placement) -> None:
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    from cluster.worker import own_error
+    from cluster.survival import Mail, message_of, own_error
 
-    try:
-        _trainer(run, settings, placement).fit()
-    except (TrainingFailedError, RayError) as error:
-        ours = own_error(error)
-        if ours is None:
-            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-            ours = ClusterError(
-                f"training stopped: {reason}; the same command goes on from the last checkpoint"
+    mail = Mail(uuid.uuid4().hex)
+    with tempfile.TemporaryDirectory(prefix="aalnet-ray-", ignore_cleanup_errors=True) as folder:
+        trainer = _trainer(run, settings, placement, mail.launch, folder)
+        fitting: Future[str] = Future()
+        # Not in the main thread: there Ray would put a handler of its own in place of ours.
+        threading.Thread(target=_fit, args=(trainer, fitting), name="fit", daemon=True).start()
+        try:
+            return _wait(fitting, mail.ask_to_stop, settings.failures.grace_s, stop)
+        except (TrainingFailedError, RayError) as error:
+            ours = own_error(error) or ClusterError(
+                f"training stopped: {message_of(error)}; the same command goes on from the last "
+                "checkpoint"
             )
-        _log_failure(run, str(ours))
-        raise ours from error
-    except SystemExit:  # how Ray's handler of Ctrl-C ends, once the workers are stopped
-        raise KeyboardInterrupt from None
+            _log_failure(run, str(ours))
+            raise ours from error
+
+
+def _fit(trainer: TorchTrainer, fitting: Future[str]) -> None:
+    try:
+        result: Any = trainer.fit()  # of Train v2, whatever the annotation says
+        fitting.set_result(str(result.return_value))
+    except BaseException as error:  # noqa: BLE001, raised again where the result is asked for
+        fitting.set_exception(error)
+
+
+def _wait(fitting: Future[str], ask_to_stop: Callable[[], None], grace_s: float, stop: Stop) -> str:
+    """The status that training ends with. A stop that takes too long is an error."""
+    asked = threading.Event()
+    stop.ask(asked.set)
+    end_s = math.inf
+    try:
+        while not fitting.done() and time.monotonic() < end_s:
+            if asked.is_set() and end_s == math.inf:
+                ask_to_stop()
+                end_s = time.monotonic() + grace_s + TEARDOWN_S
+            with contextlib.suppress(TimeoutError):
+                fitting.exception(timeout=POLL_S)
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # Ray leaves its own there
-        shutil.rmtree(f"{run.uri}/.ray", ignore_errors=True)
+        stop.ask(None)
+    if not fitting.done():
+        raise ClusterError(
+            f"the workers did not stop within {grace_s + TEARDOWN_S:.0f} s; the same command goes "
+            "on from the last checkpoint"
+        )
+    return fitting.result()
 
 
-def _trainer(run: Run, settings: Settings, placement: Placement) -> TorchTrainer:
-    from ray.train import ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api import config  # the classes that ray.train has at run time
+def _trainer(
+    run: Run, settings: Settings, placement: Placement, launch: str, folder: str
+) -> TorchTrainer:
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.config import RunConfig, ScalingConfig  # as ray.train has at run time
 
+    from cluster.survival import SurvivingTrainer
     from cluster.worker import work
 
     on_gpu = placement.device == "cuda"
-    return TorchTrainer(
+    workers = placement.workers
+    return SurvivingTrainer(
         work,
         train_loop_config={
             "storage": run.store.uri,
             "run": run.name,
             "settings": settings.to_dict(),
             "working_folder": str(Path.cwd()),
+            "launch": launch,
+            "launched_at_s": placement.at_s,
         },
-        scaling_config=ScalingConfig(num_workers=placement.workers, use_gpu=on_gpu),
-        run_config=config.RunConfig(  # type: ignore[arg-type]  # typed with the older class
-            name=run.name,
-            storage_path=f"{run.uri}/.ray/{int(time.time())}",  # Ray's own records, not ours
-            failure_config=config.FailureConfig(max_failures=0, controller_failure_limit=3),
-            worker_runtime_env={"env_vars": QUIET},
+        scaling_config=ScalingConfig(
+            num_workers=workers if placement.fewest is None else (placement.fewest, workers),
+            use_gpu=on_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=folder,  # Ray's own records, of no use to us
+            worker_runtime_env={"env_vars": QUIET | forwarded()},
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if on_gpu else "gloo",
+            timeout_s=settings.failures.process_group_timeout_s,
+        ),
     )
+
+
+def forwarded() -> dict[str, str]:
+    """Variables of this process that workers on other machines need too."""
+    return {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
 
 
 def _log_failure(run: Run, error: str) -> None:
     """Close the run's log where worker 0 could not: it died, or another worker failed first."""
-    records = run.records()
-    if records and records[-1]["kind"] != "end":
-        seconds = records[-1]["time_s"] - _last_start_s(records)
-        run.log({"kind": "end", "images": records[-1]["images"], "status": "failed",
-                 "train_seconds": seconds, "error": error})  # fmt: skip
+    with contextlib.suppress(StoreError):  # the error itself is raised to the user
+        records = run.records()
+        if records and records[-1]["kind"] != "end":
+            seconds = records[-1]["time_s"] - _last_start_s(records)
+            run.log({"kind": "end", "images": records[-1]["images"], "status": "failed",
+                     "train_seconds": seconds, "error": error})  # fmt: skip
 
 
 def _last_start_s(records: list[Record]) -> float:
     return float(next(r["time_s"] for r in reversed(records) if r["kind"] == "start"))
 
 
-def train_here(run: Run, settings: Settings, placement: Placement) -> None:
+def train_here(run: Run, settings: Settings, placement: Placement, stop: Stop) -> str:
     """Run the loop in this process: `--workers 0`."""
-    train(run, settings, ProcessWorld(), torch.device(placement.device), lambda figures: None)
+    world = ProcessWorld()
+
+    def ask() -> None:
+        world.stop_wished = True
+
+    stop.ask(ask)
+    try:
+        launch = Launch(placement.at_s)
+        return train(
+            run, settings, world, torch.device(placement.device), lambda figures: None, launch
+        )
+    finally:
+        stop.ask(None)

@@ -1,7 +1,7 @@
-"""The training loop of one worker: read, step, log, checkpoint. Knows no Ray and no threads.
+"""The training loop of one worker: read, step, log, checkpoint. Knows no Ray and no signals.
 
 Flow: Pairs -> read_batches -> Batch -> step (aalnet) -> Meter -> metrics.jsonl;
-TrainState -> checkpoint -> Store.
+TrainState -> Saver -> checkpoint -> Store.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from contextlib import closing
 import torch
 
 from aalnet.baselines import STEPS
-from aalnet.errors import AalnetError, CheckpointError, NonFiniteError
+from aalnet.errors import AalnetError, NonFiniteError
 from aalnet.settings import Settings
 from aalnet.state import TrainState
 from aalnet.update import learning_rate
-from cluster import checkpoint
+from cluster.checkpoint import Checkpoint, checkpoints, newest_whole, restore
 from cluster.data import Pairs
-from cluster.keeper import Keeper, Report
+from cluster.keeper import Keeper, Launch, Report
 from cluster.reader import read_batches
 from cluster.runs import Run
 from cluster.telemetry import Meter
@@ -26,32 +26,51 @@ from cluster.world import ProcessWorld
 
 
 def train(
-    run: Run, settings: Settings, world: ProcessWorld, device: torch.device, report: Report
-) -> None:
+    run: Run,
+    settings: Settings,
+    world: ProcessWorld,
+    device: torch.device,
+    report: Report,
+    launch: Launch,
+) -> str:
     """Train this worker's share until the run's images are seen; resumes by itself.
+
+    Gives `finished`, or `stopped` where `world` was asked to stop: then the state is saved.
 
     Raises:
         NonFiniteError: a term or gradient is not finite; says where the last checkpoint is.
+        StoreError: the storage failed for longer than the settings allow.
     """
-    pairs = Pairs(settings.data.train, settings.data.size_px, settings.data.memory_budget_mib)
+    data = settings.data
+    pairs = Pairs(data.train, data.size_px, data.memory_budget_mib, data.cache_gib)
     pairs.preload()
     state = TrainState(settings, pairs.spec, device)
-    _resume(run, state, world)
-    keeper = Keeper(run, state, world, report)
-    keeper.start()
+    warnings = _resume(run, state, world)
+    keeper = Keeper(run, state, world, report, launch)
+    keeper.start(warnings)
     try:
-        _steps(run, state, pairs, world, keeper)
+        if _steps(state, pairs, world, keeper, launch):
+            keeper.finish()
+            return "finished"
+        keeper.stop()
+        return "stopped"
     except NonFiniteError as error:
-        told = f"{error}. Last whole checkpoint of `{run.name}`: {_newest(run):,} images"
-        keeper.end("failed", told)
+        keeper.settle()
+        found = checkpoints(run)
+        newest = found[-1].images if found else 0
+        told = f"{error}. Last whole checkpoint of `{run.name}`: {newest:,} images"
+        keeper.fail(told)
         raise NonFiniteError(told) from error
     except AalnetError as error:
-        keeper.end("failed", str(error))
+        keeper.settle()
+        keeper.fail(str(error))
         raise
-    keeper.end("finished")
 
 
-def _steps(run: Run, state: TrainState, pairs: Pairs, world: ProcessWorld, keeper: Keeper) -> None:
+def _steps(
+    state: TrainState, pairs: Pairs, world: ProcessWorld, keeper: Keeper, launch: Launch
+) -> bool:
+    """Step to the end: True. False: a worker was asked to stop."""
     settings, size = state.settings, state.settings.data.batch_images
     step, meter = STEPS[settings.model], Meter(settings.run.images)
     asked_s = time.perf_counter()
@@ -64,13 +83,21 @@ def _steps(run: Run, state: TrainState, pairs: Pairs, world: ProcessWorld, keepe
             meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - asked_s)
             last = state.images_seen >= settings.run.images
             saves = last or _crossed(state, settings.run.checkpoint_every_images)
+            stops = world.stopping and not last
             # Before each checkpoint too: a resumed run's means then span the same steps.
-            if world.rank == 0 and (saves or _crossed(state, settings.run.log_every_images)):
+            logs = saves or stops or _crossed(state, settings.run.log_every_images)
+            if logs:
                 lr = learning_rate(settings.optimizer, settings.run, state.images_seen)
-                run.log(meter.record(state.images_seen, state.steps, lr))
+                keeper.log(**meter.record(state.images_seen, state.steps, lr))
             if saves:
                 keeper.checkpoint()
+            elif (logs and launch.node_is_taken()) or launch.save_wished.is_set():
+                keeper.save({})
+            keeper.check()
+            if stops:
+                return False
             asked_s = time.perf_counter()
+    return True
 
 
 def _crossed(state: TrainState, every_images: int) -> bool:
@@ -79,20 +106,14 @@ def _crossed(state: TrainState, every_images: int) -> bool:
     return before // every_images < state.images_seen // every_images
 
 
-def _newest(run: Run) -> int:
-    """Images of the newest whole checkpoint, 0 without one."""
-    found = checkpoint.checkpoints(run)
-    return found[-1].images if found else 0
-
-
-def _resume(run: Run, state: TrainState, world: ProcessWorld) -> None:
-    """Go on from the newest whole checkpoint, the one that worker 0 sees."""
-    newest = world.agree(_newest(run), state.device)
-    if newest:
-        try:
-            checkpoint.restore(state, checkpoint.Checkpoint(run, newest))
-        except CheckpointError as error:
-            raise CheckpointError(f"cannot resume run `{run.name}`: {error}") from error
+def _resume(run: Run, state: TrainState, world: ProcessWorld) -> list[str]:
+    """Go on from the newest whole checkpoint, the one that worker 0 finds; gives warnings."""
+    warnings: list[str] = []
+    newest = 0
     if world.rank == 0:
-        run.forget_after(state.images_seen)
-    world.agree(0, state.device)
+        found = newest_whole(run, lambda candidate: restore(state, candidate), warnings.append)
+        newest = found[0].images if found else 0
+    newest = world.agree(newest)
+    if world.rank != 0 and newest:
+        restore(state, Checkpoint(run, newest))
+    return warnings

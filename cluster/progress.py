@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -16,38 +15,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from cluster.figures import figures, kid_name
+from cluster.journal import PUT_EVERY_S
 from cluster.runs import Record, Run
+from cluster.store import StoreError
 
 LINE_EVERY_S = 10.0  # plain train lines, by the records' own time
 LINE_TERMS = 3  # raw terms in a line; the report has them all
 READ_SHARE = 0.1  # share of the time that is spent reading a long log again
-
-HIGHER_IS_BETTER = frozenset({"diversity", "ssim", "psnr"})
-FIGURE_ORDER = ("l1", "best_of_k_l1", "diversity", "ssim", "psnr")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One figure of an evaluation against that of returning the condition."""
-
-    name: str
-    value: float
-    floor: float | None
-    higher_is_better: bool
-
-    @property
-    def better(self) -> bool | None:
-        """Whether the figure beats its floor; None where there is no floor."""
-        if self.floor is None or not math.isfinite(self.value):
-            return None
-        return self.value > self.floor if self.higher_is_better else self.value < self.floor
 
 
 def follow(
     run: Run,
     *,
     from_records: int = 0,
-    poll_s: float = 1.0,
+    poll_s: float | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Record]:
     """Records of a run as they are appended, without the first `from_records` there are now.
@@ -56,6 +38,8 @@ def follow(
     comes once, also where a resumed run writes its log anew without its last part.
     """
     skipped = {_stamp(record) for record in run.records()[:from_records]}
+    if poll_s is None:
+        poll_s = 1.0 if run.store.appends else PUT_EVERY_S / 2
     return _follow(run, skipped, poll_s, stop or threading.Event())
 
 
@@ -63,10 +47,18 @@ def _follow(
     run: Run, skipped: set[tuple[Any, ...]], poll_s: float, stop: threading.Event
 ) -> Iterator[Record]:
     seen = set(skipped)
+    records: list[Record] = []
+    away = False
     while True:
         stopping = stop.is_set()
         started_at_s = time.monotonic()
-        records = run.records()
+        try:
+            records, away = run.records(), False
+        except StoreError as error:  # training goes on meanwhile, so this does too
+            if not away:
+                at = records[-1]["images"] if records else 0
+                yield {"kind": "warning", "images": at, "text": f"the log cannot be read: {error}"}
+            away = True
         read_s = time.monotonic() - started_at_s
         for record in records:
             stamp = _stamp(record)
@@ -167,6 +159,13 @@ def describe(record: Record, total_images: int) -> str:
     elif kind == "start":
         keys = ("model", "device", "workers", "threads")
         line = f"start at {seen}  {_pairs((key, record.get(key)) for key in keys)}"
+        if record.get("cause"):
+            line += (
+                f"  after {record['cause']}, {duration(record.get('recovery_s', 0.0))} to "
+                f"recover, {record.get('lost_images', 0):,} images again"
+            )
+    elif kind == "warning":
+        line = f"warning: {record.get('text', '')}"
     elif kind == "end":
         after = f" after {duration(record.get('train_seconds', 0.0))}"
         reason = f": {record['error']}" if record.get("error") else ""
@@ -174,28 +173,6 @@ def describe(record: Record, total_images: int) -> str:
     else:
         line = f"{kind} at {seen}"
     return printable(line).rstrip()
-
-
-def figures(evaluation: Record) -> list[Figure]:
-    """The figures of an evaluation in order, the kernel distance first."""
-    found = []
-    for name in (kid_name(evaluation), *FIGURE_ORDER):
-        value = evaluation.get(name) if name else None
-        if name and isinstance(value, int | float):
-            floor = 0.0 if name == "diversity" else evaluation.get(_floor_key(name))
-            found.append(Figure(name, value, floor, name in HIGHER_IS_BETTER))
-    return found
-
-
-def _floor_key(name: str) -> str:
-    return f"{name.removeprefix('best_of_k_')}_condition"
-
-
-def kid_name(evaluation: Record) -> str | None:
-    """The name of the kernel distance in an evaluation: it depends on the features."""
-    return next(
-        (n for n in evaluation if n.startswith("kid_") and not n.endswith("_condition")), None
-    )
 
 
 def latest(records: list[Record], kind: str) -> Record | None:

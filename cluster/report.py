@@ -28,12 +28,19 @@ from numpy.typing import NDArray
 
 from aalnet.settings import Settings
 from cluster import progress
+from cluster.figures import Figure, figures
+from cluster.goodput import goodput
 from cluster.runs import Record, Run, find_run
 
 MAX_POINTS = 500
 MAX_GRIDS = 48  # a page of megabytes, not of hundreds
 LOG_SPAN = 300.0  # positive values that span more are drawn on a logarithmic axis
 
+WORDS = {
+    "step": "training steps", "data": "waiting for data", "evaluation": "evaluation",
+    "checkpoint": "copying checkpoints", "start": "starting", "recovery": "recovering",
+    "lost work": "work done again", "other": "other",
+}  # fmt: skip
 WIDTH_PT, HEIGHT_PT = 238, 137
 NICE_STEPS = [1, 2, 2.5, 5, 10]
 Values = NDArray[np.float64]
@@ -106,7 +113,8 @@ def build_report(run: Run) -> str:
         grid_count=len(run.samples()),
         curves=_curves(train, evaluations),
         settings_yaml=yaml.safe_dump(settings.to_dict(), sort_keys=False),
-        time=_time_spent(settings, records, train),
+        time=_time_spent(settings, records),
+        goodput=goodput(records, settings.data.batch_images),
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
 
@@ -141,11 +149,11 @@ def _facts(settings: Settings, records: list[Record], train: list[Record]) -> li
     return [*facts, ("Resumed", f"{len(starts) - 1}×")] if len(starts) > 1 else facts
 
 
-def _final(evaluations: list[Record]) -> list[progress.Figure]:
-    return progress.figures(evaluations[-1]) if evaluations else []
+def _final(evaluations: list[Record]) -> list[Figure]:
+    return figures(evaluations[-1]) if evaluations else []
 
 
-def _against_floor(figure: progress.Figure, evaluations: list[Record]) -> dict[str, Any]:
+def _against_floor(figure: Figure, evaluations: list[Record]) -> dict[str, Any]:
     """A row of the table: the last value, its floor, and the best of the run."""
     have = [record for record in evaluations if isinstance(record.get(figure.name), int | float)]
     pick = max if figure.higher_is_better else min
@@ -167,22 +175,11 @@ def _sessions(records: list[Record]) -> list[float]:
     return seconds
 
 
-def _time_spent(
-    settings: Settings, records: list[Record], train: list[Record]
-) -> list[tuple[str, float, float]]:
-    """What, seconds and share of the whole; `other` is start-up and what nobody measured."""
-    seconds = {"training steps": 0.0, "waiting for data": 0.0}
-    before = 0
-    for record in train:
-        steps = max(record["images"] - before, 0) / settings.data.batch_images
-        before = record["images"]
-        seconds["training steps"] += steps * record.get("step_s", 0.0)
-        seconds["waiting for data"] += steps * record.get("data_s", 0.0)
-    for kind, name in (("evaluation", "evaluation"), ("checkpoint", "writing checkpoints")):
-        seconds[name] = sum(record.get("seconds", 0.0) for record in _of_kind(records, kind))
-    seconds["other"] = max(sum(_sessions(records)) - sum(seconds.values()), 0.0)
+def _time_spent(settings: Settings, records: list[Record]) -> list[tuple[str, float, float]]:
+    """What, seconds and share of the whole; `other` is what nobody measured."""
+    seconds = goodput(records, settings.data.batch_images).seconds
     total = sum(seconds.values())
-    return [(name, value, value / total) for name, value in seconds.items()] if total else []
+    return [(WORDS[part], s, s / total) for part, s in seconds.items() if s] if total else []
 
 
 def _grids(run: Run) -> list[tuple[int, str]]:

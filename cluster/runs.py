@@ -22,6 +22,7 @@ from aalnet.yaml_io import parse_mapping
 from cluster.store import BlobMissing, Store
 
 RUN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+MANIFEST = "MANIFEST.json"  # a checkpoint exists when this file of it does
 ALIVE_S = 120.0  # a run that logged nothing for so long is not running any more
 
 Record = dict[str, Any]  # one line of metrics.jsonl: `kind`, `images`, `time_s` and figures
@@ -82,31 +83,16 @@ class Run:
         self.write_settings(settings)
 
     def log(self, record: Record) -> None:
-        """Append one record to metrics.jsonl, stamped with the time."""
+        """Append one record to metrics.jsonl while nobody trains (else: cluster/journal.py)."""
         line = json.dumps({**record, "time_s": round(time.time(), 3)}) + "\n"
         self.store.append(self.key("metrics.jsonl"), line.encode())
 
     def records(self) -> list[Record]:
         """All whole records so far; a half-written last line is left out."""
         try:
-            text = self.store.read(self.key("metrics.jsonl")).decode(errors="replace")
+            return parse_records(self.store.read(self.key("metrics.jsonl")))
         except BlobMissing:
             return []
-        return [record for line in text.split("\n") if (record := _parse(line)) is not None]
-
-    def forget_after(self, images: int) -> None:
-        """Drop what was logged beyond the checkpoint that the run resumes from, and a torn line.
-
-        Without its end of line, a torn last line would swallow the next record.
-        """
-        try:
-            before = self.store.read(self.key("metrics.jsonl"))
-        except BlobMissing:
-            return
-        kept = [record for record in self.records() if record["images"] <= images]
-        after = "".join(json.dumps(record) + "\n" for record in kept).encode()
-        if after != before:
-            self.store.write(self.key("metrics.jsonl"), after)
 
     def status(self) -> str:
         """`finished`, `failed`, `running` or `stopped`, by the log."""
@@ -115,6 +101,15 @@ class Run:
         if last["kind"] == "end":
             return str(last["status"])
         return "running" if time.time() - last.get("time_s", 0.0) < ALIVE_S else "stopped"
+
+    def checkpoint_images(self) -> list[int]:
+        """Images of the checkpoints that have a manifest, ascending."""
+        suffix = f"/{MANIFEST}"
+        keys = self.store.keys(self.key("checkpoints/"))
+        found = [
+            key.removesuffix(suffix).rpartition("/")[2] for key in keys if key.endswith(suffix)
+        ]
+        return sorted(int(name) for name in found if name.isdecimal())
 
     def samples(self) -> dict[int, str]:
         """Keys of the sample grids by images seen, in that order."""
@@ -144,9 +139,18 @@ def find_run(store: Store, name: str) -> tuple[Run, Settings]:
     return run, settings
 
 
+def parse_records(text: bytes) -> list[Record]:
+    """The whole records in a text of metrics.jsonl."""
+    lines = text.decode(errors="replace").split("\n")
+    return [record for line in lines if (record := _parse(line)) is not None]
+
+
 def _parse(line: str) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and {"kind", "images"} <= record.keys() else None
+    if not isinstance(record, dict) or not {"kind", "images"} <= record.keys():
+        return None
+    proper = isinstance(record["images"], int) and isinstance(record.get("time_s", 0), int | float)
+    return record if proper else None

@@ -1,4 +1,4 @@
-"""Where runs live: a small store of named blobs. A folder now; object stores fit the same shape.
+"""Where runs live: a small store of named blobs, in a folder (here) or in S3 (cluster/s3.py).
 
 Keys are relative paths with `/`. A write is atomic: a reader sees the old blob or the new one.
 """
@@ -10,6 +10,9 @@ import errno
 import os
 import re
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +23,11 @@ UNUSABLE = frozenset({
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 })  # fmt: skip
+PARTIAL = ".partial"  # ending of a file that is being written
 
 
 class StoreError(AalnetError):
-    """The storage failed: a full disk, a lost mount."""
+    """The storage failed, for now: a full disk, a lost mount, a server that does not answer."""
 
 
 class StoreUnavailable(StoreError, UserError):
@@ -36,19 +40,53 @@ class BlobMissing(StoreError):
     """No blob of that key."""
 
 
+class BlobTooLarge(StoreError):
+    """The blob is larger than it may be."""
+
+
+class BlobExists(StoreError):
+    """Somebody else has created the blob before."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One blob as a listing shows it."""
+
+    key: str
+    bytes: int
+    modified_s: float  # since the epoch
+
+
 class Store(Protocol):
-    """Named blobs below one URI."""
+    """Named blobs below one URI. Every method raises StoreError where the storage fails."""
 
     uri: str
+    appends: bool  # an append costs what its data cost, not what the whole blob does
 
-    def read(self, key: str) -> bytes:
-        """The blob. Raises BlobMissing."""
+    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """The blob. Raises BlobMissing, BlobTooLarge."""
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`; fewer at the end of the blob. Raises BlobMissing."""
+
+    def size(self, key: str) -> int:
+        """Bytes of the blob. Raises BlobMissing."""
 
     def write(self, key: str, data: bytes) -> None:
         """Put the blob, atomically, durable on return."""
 
+    def create(self, key: str, data: bytes) -> None:
+        """Put the blob if there is none: of two writers one wins.
+
+        A blob of just these bytes counts as ours: a reply may be lost after the put succeeded.
+        Raises BlobExists.
+        """
+
     def append(self, key: str, data: bytes) -> None:
         """Add to the end of a blob (a log of lines); makes it where it is missing."""
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """All blobs whose keys start with `prefix`, sorted by key."""
 
     def keys(self, prefix: str = "") -> list[str]:
         """All keys that start with `prefix`, sorted."""
@@ -59,38 +97,47 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove the blob; a missing one is fine."""
 
+    def sweep(self, prefix: str, older_than_s: float) -> list[str]:
+        """Remove what writers that died left unfinished below `prefix`; names what it removed."""
+
 
 class FolderStore:
     """A store in a local or shared folder."""
+
+    appends = True
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).expanduser().absolute()
         self.uri = str(self.root)
 
-    def read(self, key: str) -> bytes:
-        try:
-            return self._path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise BlobMissing(f"`{key}` does not exist in {self.uri}") from None
-        except OSError as error:
-            raise StoreError(f"cannot read `{key}` in {self.uri}: {error}") from error
+    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        with self._reading(key), self._path(key).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size  # a limit may be huge: never allocate by it
+            data = file.read(size + 1 if limit_bytes is None else min(size, limit_bytes) + 1)
+        return within(data, limit_bytes, key)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        with self._reading(key), self._path(key).open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def size(self, key: str) -> int:
+        with self._reading(key):
+            return self._path(key).stat().st_size
 
     def write(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        temporary: str | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+        with self._written(key, path, data) as temporary:
             os.replace(temporary, path)
-        except OSError as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            raise self._explain(error, key) from error
+
+    def create(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        with self._written(key, path, data) as temporary:
+            try:
+                os.link(temporary, path)  # fails where the name is taken, unlike a rename
+            except FileExistsError:
+                if path.read_bytes() != data:
+                    raise BlobExists(f"`{key}` exists in {self.uri} already") from None
 
     def append(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -101,11 +148,18 @@ class FolderStore:
         except OSError as error:
             raise self._explain(error, key) from error
 
+    def entries(self, prefix: str = "") -> list[Entry]:
+        found = []
+        for path in self._files(prefix if prefix.endswith("/") else ""):
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                facts = path.stat()
+                name = path.relative_to(self.root).as_posix()
+                if path.is_file() and name.startswith(prefix) and "/." not in f"/{name}":
+                    found.append(Entry(name, facts.st_size, facts.st_mtime))
+        return sorted(found, key=lambda entry: entry.key)
+
     def keys(self, prefix: str = "") -> list[str]:
-        top = self._path(prefix) if prefix.endswith("/") else self.root
-        found = (path for path in top.rglob("*") if path.is_file())
-        names = (path.relative_to(self.root).as_posix() for path in found)
-        return sorted(name for name in names if name.startswith(prefix) and "/." not in f"/{name}")
+        return [entry.key for entry in self.entries(prefix)]
 
     def folders(self, prefix: str = "") -> list[str]:
         try:
@@ -128,10 +182,52 @@ class FolderStore:
             for parent in path.relative_to(self.root).parents[:-1]:
                 (self.root / parent).rmdir()
 
+    def sweep(self, prefix: str, older_than_s: float) -> list[str]:
+        before_s = time.time() - older_than_s
+        found = []
+        for path in self._files(prefix):
+            with contextlib.suppress(FileNotFoundError):
+                unfinished = path.name.startswith(".") and path.name.endswith(PARTIAL)
+                if unfinished and path.stat().st_mtime <= before_s:
+                    path.unlink()
+                    found.append(path.relative_to(self.root).as_posix())
+        return sorted(found)
+
+    def _files(self, prefix: str) -> Iterator[Path]:
+        """All files below. A folder that somebody else deletes meanwhile is no error."""
+        for folder, _, names in os.walk(self._path(prefix)):
+            yield from (Path(folder, name) for name in names)
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise BlobMissing(f"`{key}` does not exist in {self.uri}") from None
+        except OSError as error:
+            raise StoreError(f"cannot read `{key}` in {self.uri}: {error}") from error
+
+    @contextlib.contextmanager
+    def _written(self, key: str, path: Path, data: bytes) -> Iterator[str]:
+        """A temporary file beside `path` that holds the data; gone afterwards."""
+        temporary: str | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            yield temporary
+        except OSError as error:
+            raise self._explain(error, key) from error
+        finally:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
     def _path(self, key: str) -> Path:
-        if ".." in key.split("/"):
-            raise ConfigError(f"`{key}` is not a key: `..` leads out of the storage")
-        return self.root / key.strip("/")
+        return self.root / checked_key(key).strip("/")
 
     def _explain(self, error: OSError, key: str) -> StoreError:
         if error.errno in UNUSABLE:
@@ -142,13 +238,33 @@ class FolderStore:
         return StoreError(f"cannot write `{key}` in {self.uri}: {error.strerror or error}")
 
 
+def checked_key(key: str) -> str:
+    """The key itself. Raises ConfigError where it leads out of the storage."""
+    if ".." in key.split("/"):
+        raise ConfigError(f"`{key}` is not a key: `..` leads out of the storage")
+    return key
+
+
+def within(data: bytes, limit_bytes: int | None, key: str) -> bytes:
+    """The data itself. Raises BlobTooLarge where it is larger than the limit."""
+    if limit_bytes is not None and len(data) > limit_bytes:
+        raise BlobTooLarge(f"`{key}` is larger than the {limit_bytes:,} bytes it may have")
+    return data
+
+
 def open_store(uri: str) -> Store:
-    """The store behind a URI.
+    """The store behind a folder or `s3://bucket/prefix`.
 
     Raises:
-        ConfigError: the scheme is not supported.
+        ConfigError: the scheme is not supported, or there is no bucket in it.
     """
     scheme = re.match(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://", uri)
-    if scheme and scheme.group(1) != "file":
-        raise ConfigError(f"storage `{uri}`: {scheme.group(1)}:// is not supported; give a folder")
-    return FolderStore(uri.removeprefix("file://"))
+    if scheme is None or scheme.group(1) == "file":
+        return FolderStore(uri.removeprefix("file://"))
+    if scheme.group(1) == "s3":
+        from cluster.s3 import S3Store  # boto3 takes a while: folders go without it
+
+        return S3Store(uri)
+    raise ConfigError(
+        f"storage `{uri}`: {scheme.group(1)}:// is not supported; give a folder or s3://bucket/prefix"
+    )

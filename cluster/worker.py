@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 
-from aalnet.errors import AalnetError
 from aalnet.evaluation import Figures
 from aalnet.settings import parse_settings
+from cluster.keeper import Launch
 from cluster.loop import train
 from cluster.runs import Run
 from cluster.store import open_store
-from cluster.world import current_world
+from cluster.survival import Mail
+from cluster.world import ProcessWorld, current_world
 
 
-def work(config: dict[str, Any]) -> None:
+def work(config: dict[str, Any]) -> str:
     """Entry point of every worker; `config` is plain data made by the launcher."""
     with contextlib.suppress(FileNotFoundError):
         os.chdir(config["working_folder"])  # so that relative data paths mean the same here
@@ -29,7 +32,11 @@ def work(config: dict[str, Any]) -> None:
     settings = parse_settings(config["settings"])
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
-    train(run, settings, current_world(), device, _report)
+    mail, world = Mail(config["launch"]), current_world()
+    save = threading.Event()
+    launch = Launch(config["launched_at_s"], mail.past, _node_is_taken, save)
+    with _listening(mail, world, save):
+        return train(run, settings, world, device, _report, launch)
 
 
 def threads_per_worker(workers_here: int) -> int:
@@ -37,23 +44,30 @@ def threads_per_worker(workers_here: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers_here)
 
 
+@contextlib.contextmanager
+def _listening(mail: Mail, world: ProcessWorld, save: threading.Event) -> Iterator[None]:
+    """Worker 0 listens: it saves alone, and the others learn of a stop with the sums."""
+    done = threading.Event()
+
+    def stop() -> None:
+        world.stop_wished = True
+
+    thread = threading.Thread(
+        target=mail.listen, args=(stop, save.set, done), name="mail", daemon=True
+    )
+    if world.rank == 0:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def _report(figures: Figures) -> None:
     """Tell Ray of a checkpoint's figures: its dashboard and Ray Tune see them."""
     ray.train.report(dict(figures))
 
 
-def own_error(failure: BaseException) -> AalnetError | None:
-    """The error of ours inside what Ray raised, if it is one of ours."""
-    seen: set[int] = set()
-    waiting: list[Any] = [failure]
-    while waiting:
-        error = waiting.pop()
-        if isinstance(error, AalnetError):
-            return error
-        if not isinstance(error, BaseException) or id(error) in seen:
-            continue
-        seen.add(id(error))
-        waiting += [error.__cause__, getattr(error, "cause", None)]
-        waiting += [getattr(error, "_base_exc", None), getattr(error, "controller_failure", None)]
-        waiting += list(getattr(error, "worker_failures", {}).values())
-    return None
+def _node_is_taken() -> bool:
+    """Is a worker's node about to be taken away? A barrier: every worker must ask."""
+    return ray.train.get_preemption_info() is not None

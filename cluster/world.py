@@ -4,44 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONGEST_WAIT = timedelta(hours=4)  # for worker 0, which evaluates; a dead one is seen at once
 
 
 @dataclass
 class ProcessWorld:
     """`aalnet.batch.World` over torch.distributed; without a process group it is alone.
 
-    `all_reduces` counts collective calls, so a test can hold them to a number.
+    `all_reduces` counts collective calls, so a test can hold them to a number. A wish to stop
+    travels with the sums of the next step, so all workers learn of it after the same step, and
+    it costs no call of its own.
     """
 
     rank: int = 0
     size: int = 1
     all_reduces: int = field(default=0, compare=False)
+    stop_wished: bool = field(default=False, compare=False)
+    waiting: dist.ProcessGroup | None = field(default=None, compare=False)
+    _wishes: Tensor | None = field(default=None, compare=False)
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Sum over workers in place: one all-reduce of one flat buffer."""
         if self.size == 1:
             return
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        wish = tensors[0].new_full((1,), float(self.stop_wished))
+        flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), wish])
         dist.all_reduce(flat)
         self.all_reduces += 1
         at = 0
         for tensor in tensors:
             tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
             at += tensor.numel()
+        self._wishes = flat[at:]
 
-    def agree(self, value: int, device: torch.device) -> int:
-        """Worker 0's value, on every worker. Also a barrier."""
-        shared = torch.tensor(value if self.rank == 0 else 0, dtype=torch.int64, device=device)
-        self.sum_([shared])
+    @property
+    def stopping(self) -> bool:
+        """Did any worker wish to stop before the last sum? The same on every worker."""
+        if self.size == 1:
+            return self.stop_wished
+        return self._wishes is not None and bool(self._wishes.item())
+
+    def agree(self, value: int) -> int:
+        """Worker 0's value, on every worker. Also a barrier, and one that may take long."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value if self.rank == 0 else 0, dtype=torch.int64)
+        dist.all_reduce(shared, group=self.waiting)
+        self.all_reduces += 1
         return int(shared.item())
 
 
 def current_world() -> ProcessWorld:
     """The world of the default process group, or one worker."""
     if dist.is_available() and dist.is_initialized():
-        return ProcessWorld(dist.get_rank(), dist.get_world_size())
+        waiting = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        return ProcessWorld(dist.get_rank(), dist.get_world_size(), waiting=waiting)
     return ProcessWorld()

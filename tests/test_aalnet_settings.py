@@ -389,7 +389,10 @@ def test_round_trip_through_json() -> None:
 
 RESUMABLE = [
     "data.memory_budget_mib=1", "run.checkpoint_every_images=7", "run.log_every_images=7",
-    "run.keep_last=9", "run.workers=2", "run.device=cpu", "run.grid_conditions=1",
+    "run.keep_last=9", "run.keep_best=3", "run.keep_every=4", "run.best_by=l1", "run.workers=2",
+    "run.workers='1:3'", "run.device=cpu", "run.grid_conditions=1", "data.cache_gib=1",
+    "failures.budget=0", "failures.counted=[storage]", "failures.storage_patience_s=5",
+    "failures.process_group_timeout_s=9", "failures.grace_s=1",
     "evaluation.samples=2", "evaluation.max_images=9", "evaluation.features=x",
 ]  # fmt: skip
 
@@ -398,6 +401,71 @@ RESUMABLE = [
 def test_a_resumed_run_may_change_this(override: str) -> None:
     assert load("", override) != Settings()
     assert load("", override).digest() == Settings().digest()
+
+
+@pytest.mark.parametrize(
+    ("workers", "found"),
+    [("auto", None), ("0", (0, 0)), ("1", (1, 1)), ("24", (24, 24)), ("'1:1'", (1, 1)),
+     ("'1:3'", (1, 3)), ("'2:24'", (2, 24))],
+)  # fmt: skip
+def test_the_range_of_workers(workers: str, found: tuple[int, int] | None) -> None:
+    assert load("", f"run.workers={workers}").run.worker_range == found
+
+
+@pytest.mark.parametrize(
+    ("workers", "words"),
+    [
+        ("'3:2'", "run.workers must be MIN:MAX with MIN <= MAX, got 3:2"),
+        ("'1:25'", "run.workers must be <= data.batch_images (24), got 25"),
+        *((text, "auto, a number, or a range MIN:MAX") for text in (
+            "'0:2'", "'1:'", "':2'", "'1:2:3'", "'-1:2'", "'1-3'", "'1:2\\n'", "' 1:2'", "'01:2'",
+            "'1:100000'", "'\u0661:\u0662'", "many", "'2'",
+        )),
+        ("-1", "run.workers"),
+        ("1.5", "run.workers"),
+        ("null", "run.workers"),
+        ("true", "run.workers"),
+        ("[1, 2]", "run.workers"),
+    ],
+)  # fmt: skip
+def test_workers_that_cannot_be(workers: str, words: str) -> None:
+    found = refusal("", f"run.workers={workers}")
+    assert words in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("override", "name"),
+    [
+        ("run.keep_last=0", "run.keep_last"),
+        ("run.keep_best=-1", "run.keep_best"),
+        ("run.keep_every=-1", "run.keep_every"),
+        ("run.best_by=loss", "run.best_by"),
+        ("failures.budget=-1", "failures.budget"),
+        ("failures.counted=[non_finite]", "failures.counted"),
+        ("failures.counted=crash", "failures.counted"),
+        ("failures.storage_patience_s=0", "failures.storage_patience_s"),
+        ("failures.storage_patience_s=.inf", "failures.storage_patience_s"),
+        ("failures.process_group_timeout_s=61", "failures.process_group_timeout_s"),
+        ("failures.process_group_timeout_s=4", "failures.process_group_timeout_s"),
+        ("failures.grace_s=0", "failures.grace_s"),
+        ("network.widths=[16385, 4]", "network.widths"),
+        ("network.widths=[4, 4, 4, 4, 4, 4, 4, 4, 4]", "network.widths"),
+        ("network.encoder_blocks=65", "network.encoder_blocks"),
+        ("network.noise_size=16385", "network.noise_size"),
+    ],
+)
+def test_rules_of_checkpoints_failures_and_sizes(override: str, name: str) -> None:
+    assert name in refusal("", override)
+
+
+def test_what_a_run_survives_by_default() -> None:
+    failures = Settings().failures
+    assert (failures.budget, "preemption" in failures.counted) == (10, False)
+    assert load("", "failures.counted=[]").failures.counted == ()
+    assert load("", "failures.counted=[preemption, crash]").failures.counted == (
+        "preemption", "crash",
+    )  # fmt: skip
 
 
 def other_value(key: str, value: object) -> str:

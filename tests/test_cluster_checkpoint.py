@@ -1,9 +1,12 @@
 """Checkpoints: bit for bit, whole or invisible, and refused by name when they are damaged."""
 
 import ast
+import dataclasses
 import hashlib
 import json
 import struct
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,19 +21,20 @@ from aalnet.batch import ALONE
 from aalnet.errors import CheckpointError, ConfigError
 from aalnet.settings import parse_settings
 from aalnet.state import TrainState
-from cluster import checkpoint
+from cluster import checkpoint, manifest
 from cluster.checkpoint import (
     Checkpoint,
-    best,
+    CheckpointTaken,
+    by_figure,
     checkpoints,
     find_checkpoint,
     load_generator,
-    prune,
+    newest_whole,
     restore,
     save,
-    spec_of,
 )
 from cluster.data import Pairs
+from cluster.manifest import Blob
 from cluster.reader import read_batches
 from cluster.runs import Run
 from cluster.store import FolderStore, StoreError
@@ -48,12 +52,19 @@ class WatchedStore(FolderStore):
         self.writes_left = fail_at_write
 
     def write(self, key: str, data: bytes) -> None:
+        self._count("write", key)
+        super().write(key, data)
+
+    def create(self, key: str, data: bytes) -> None:
+        self._count("create", key)
+        super().create(key, data)
+
+    def _count(self, action: str, key: str) -> None:
         if self.writes_left is not None:
             self.writes_left -= 1
             if self.writes_left < 0:
                 raise StoreError("the disk is full")
-        self.done.append(("write", key))
-        super().write(key, data)
+        self.done.append((action, key))
 
     def delete(self, key: str) -> None:
         self.done.append(("delete", key))
@@ -112,12 +123,26 @@ def folder(found: Checkpoint) -> Path:
     return Path(found.run.store.uri) / found.key()
 
 
-def forge(found: Checkpoint, name: str, data: bytes) -> None:
+def blob_path(found: Checkpoint, part: str) -> Path:
+    return folder(found) / found.manifest().blobs[part].name
+
+
+def forge(found: Checkpoint, part: str, data: bytes) -> None:
     """Put other bytes in place of a blob, with a manifest that vouches for them."""
-    (folder(found) / name).write_bytes(data)
-    manifest = found.manifest()
-    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder(found) / "MANIFEST.json").write_text(json.dumps(manifest))
+    facts = found.manifest()
+    blob = Blob.of(part, data)
+    (folder(found) / blob.name).write_bytes(data)
+    forged = dataclasses.replace(facts, blobs={**facts.blobs, part: blob})
+    (folder(found) / "MANIFEST.json").write_bytes(forged.to_json())
+
+
+def forge_facts(found: Checkpoint, **changes: Any) -> None:
+    """Change what a manifest says, and its own digest along with it. None removes a field."""
+    path = folder(found) / "MANIFEST.json"
+    facts = {k: v for k, v in json.loads(path.read_bytes()).items() if k != "digest"} | changes
+    facts = {key: value for key, value in facts.items() if value is not None}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**facts, "digest": digest}, indent=1))
 
 
 def refused(call: Callable[[], object], *words: str) -> None:
@@ -166,8 +191,15 @@ def test_a_restored_state_is_the_same_bit_for_bit(
         assert after.optimizers[side].state_dict()["state"].keys() == (
             optimizer.state_dict()["state"].keys()
         )
-    blobs = [p for p in folder(checkpoints(run)[-1]).iterdir() if p.name != "MANIFEST.json"]
-    assert written == sum(p.stat().st_size for p in blobs)
+    files = {p.name: p for p in folder(checkpoints(run)[-1]).iterdir()}
+    assert files.keys() == {"MANIFEST.json", *(blob.name for blob in written.blobs.values())}
+    for blob in written.blobs.values():
+        content = files[blob.name].read_bytes()
+        assert hashlib.sha256(content).hexdigest() == blob.sha256
+        assert blob.name.endswith(f"-{blob.sha256[:16]}.safetensors")
+        assert blob.size_bytes == len(content)
+    assert written.size_bytes == sum(blob.size_bytes for blob in written.blobs.values())
+    assert checkpoints(run)[-1].manifest() == written
 
 
 def test_a_restored_state_goes_on_as_the_first_one_does(data: Path, tmp_path: Path) -> None:
@@ -190,11 +222,14 @@ def test_the_same_state_gives_the_same_bytes(run: Run, state: TrainState) -> Non
     assert {p.name: p.read_bytes() for p in folder(second).iterdir()} == bytes_before
 
 
-def test_state_json_says_what_was_trained_on(run: Run, state: TrainState) -> None:
-    facts = saved(run, state, 12, kid_x=0.25).state()
-    assert facts["figures"] == {"kid_x": 0.25}
-    assert spec_of(facts) == state.spec
-    assert parse_settings(facts["settings"]) == state.settings
+def test_the_manifest_says_what_was_trained_on(run: Run, state: TrainState) -> None:
+    facts = saved(run, state, 12, kid_x=0.25).manifest()
+    assert facts.figures == {"kid_x": 0.25}
+    assert facts.spec == state.spec
+    assert (facts.images_seen, facts.steps) == (12, state.steps)
+    assert parse_settings(dict(facts.settings)) == state.settings
+    assert facts.settings_digest == state.settings.digest()
+    assert facts.blobs.keys() == {"ema", "training"}
 
 
 def test_load_generator_gives_the_moving_average(run: Run, state: TrainState) -> None:
@@ -225,9 +260,9 @@ def test_the_manifest_is_written_last(tmp_path: Path, state: TrainState) -> None
     names = [key.rpartition("/")[2] for _, key in store.done]
     assert names[-1] == "MANIFEST.json"
     assert names.count("MANIFEST.json") == 1
-    assert set(found.manifest()["files"]) == set(names[:-1])
-    assert "state.json" in names
-    assert "ema.safetensors" in names
+    assert store.done[-1][0] == "create", "of two writers one wins"
+    assert {blob.name for blob in found.manifest().blobs.values()} == set(names[:-1])
+    assert sorted(name.partition("-")[0] for name in names[:-1]) == ["ema", "training"]
 
 
 def test_a_write_that_fails_leaves_no_checkpoint_to_be_seen(
@@ -240,51 +275,85 @@ def test_a_write_that_fails_leaves_no_checkpoint_to_be_seen(
         with pytest.raises(StoreError, match="disk is full"):
             saved(run, state, 12)
         assert checkpoints(run) == []
+        assert newest_whole(run, lambda found: None, print) is None
         refused(lambda run=run: restore(state, Checkpoint(run, 12)), "MANIFEST.json", "missing")
     run = Run(WatchedStore(tmp_path / "whole", fail_at_write=len(store.done)), "demo")
     saved(run, state, 12)
     assert [found.images for found in checkpoints(run)] == [12]
 
 
-def test_pruning_keeps_the_last_and_the_best_and_takes_manifests_first(
-    tmp_path: Path, state: TrainState
+def test_a_second_writer_of_the_same_numbers_is_welcome(run: Run, state: TrainState) -> None:
+    first = saved(run, state, 12, kid_x=0.5)
+    before = first.manifest()
+    saved(run, state, 12, kid_x=0.75)  # a repeated interval measures again
+    assert first.manifest() == before, "the first one to create the manifest has won"
+
+
+def test_a_second_writer_of_other_numbers_is_told(run: Run, state: TrainState, data: Path) -> None:
+    found = saved(run, state, 12)
+    before = {p.name: p.read_bytes() for p in folder(found).iterdir()}
+    with pytest.raises(CheckpointTaken, match=r"another process trains run `demo`.*12 images"):
+        save(run, trained(data, optimizer__lr=0.1), {})
+    assert {name: (folder(found) / name).read_bytes() for name in before} == before
+    restore(fresh(data), found)
+
+
+@pytest.mark.parametrize("harm", ["manifest", "blob", "gone"])
+def test_a_damaged_one_is_written_again(run: Run, state: TrainState, data: Path, harm: str) -> None:
+    found = saved(run, state, 12)
+    path = blob_path(found, "training") if harm != "manifest" else folder(found) / "MANIFEST.json"
+    path.write_bytes(b"{damaged") if harm != "gone" else path.unlink()
+    refused(lambda: restore(fresh(data), found))
+    save(run, trained(data, optimizer__lr=0.1), {})
+    again = fresh(data)
+    restore(again, found)
+    assert found.manifest().settings["optimizer"]["lr"] == 0.1
+
+
+# Falling back
+
+
+def test_the_newest_whole_one_is_used_and_the_damage_is_named(
+    run: Run, state: TrainState, data: Path
 ) -> None:
-    store = WatchedStore(tmp_path)
-    run = Run(store, "demo")
-    scores = {4: 0.9, 8: 0.1, 12: 0.5, 100: 0.4, 200: 0.3, 1000: 0.2}
-    for images, score in scores.items():
-        saved(run, state, images, kid_lite0=score, kid_lite0_condition=0.0)
-    store.done.clear()
-
-    prune(run, keep_last=2)
-
-    assert [found.images for found in checkpoints(run)] == [8, 200, 1000]
-    assert sorted(p.name for p in folder(Checkpoint(run, 8)).parent.iterdir()) == [
-        "1000", "200", "8",
-    ]  # fmt: skip
-    for images in (4, 12, 100):
-        own = [key for done, key in store.done if f"/{images}/" in key]
-        assert own[0].endswith("MANIFEST.json")
-        assert len(own) == 1 + len(Checkpoint(run, 8).manifest()["files"])
-    for found in checkpoints(run):
-        found.state()
-        assert found.tensors("ema")
-
-
-def test_pruning_without_figures_keeps_the_last(run: Run, state: TrainState) -> None:
     for images in (4, 8, 12, 16):
         saved(run, state, images)
-    prune(run, keep_last=1)
-    assert [found.images for found in checkpoints(run)] == [16]
-    assert best(checkpoints(run)) is None
+    blob_path(Checkpoint(run, 12), "ema").write_bytes(b"x")
+    (folder(Checkpoint(run, 16)) / "MANIFEST.json").write_bytes(b"{")
+    told: list[str] = []
+    after = fresh(data)
+    found = newest_whole(run, lambda candidate: restore(after, candidate), told.append)
+    assert found is not None
+    assert found[0].images == after.images_seen == 8
+    assert [line.partition(":")[0] for line in told] == [
+        "checkpoint at 16 images is passed over", "checkpoint at 12 images is passed over",
+    ]  # fmt: skip
+    assert "checkpoints/16/MANIFEST.json` is damaged" in told[0]
+    assert "checkpoints/12/ema-" in told[1]
 
 
-def test_pruning_goes_on_where_it_was_interrupted(run: Run, state: TrainState) -> None:
-    for images in (4, 8, 12):
+def test_none_whole_is_an_error_and_none_at_all_is_not(
+    run: Run, state: TrainState, data: Path
+) -> None:
+    use = lambda candidate: restore(fresh(data), candidate)  # noqa: E731
+    assert newest_whole(run, use, print) is None
+    for images in (4, 8):
+        (folder(saved(run, state, images)) / "MANIFEST.json").write_bytes(b"{")
+    told: list[str] = []
+    refused(lambda: newest_whole(run, use, told.append), "no checkpoint of run `demo`", "damaged")
+    assert len(told) == 2
+
+
+def test_a_storage_that_fails_is_no_damage(tmp_path: Path, state: TrainState) -> None:
+    run = Run(FolderStore(tmp_path), "demo")
+    for images in (4, 8):
         saved(run, state, images)
-    (folder(Checkpoint(run, 4)) / "MANIFEST.json").unlink()
-    prune(run, keep_last=1)
-    assert [found.images for found in checkpoints(run)] == [12]
+
+    def use(candidate: Checkpoint) -> None:
+        raise StoreError("nobody answers")
+
+    with pytest.raises(StoreError, match="nobody answers"):
+        newest_whole(run, use, print)
 
 
 # Damage
@@ -295,20 +364,17 @@ def whole(run: Run, state: TrainState) -> Checkpoint:
     return saved(run, state, 12)
 
 
-@pytest.mark.parametrize(
-    "name", ["generator.safetensors", "ema.safetensors", "discriminator_optimizer.safetensors",
-             "state.json"],
-)  # fmt: skip
+@pytest.mark.parametrize("part", ["ema", "training"])
 def test_a_blob_that_is_missing_truncated_or_changed(
-    whole: Checkpoint, data: Path, name: str
+    whole: Checkpoint, data: Path, part: str
 ) -> None:
-    path = folder(whole) / name
+    path = blob_path(whole, part)
     good = path.read_bytes()
     for bad in (b"", good[:-1], good + b"x", bytes([good[0] ^ 1]) + good[1:], good[:-1] + b"\xff"):
         path.write_bytes(bad)
-        refused(lambda: restore(fresh(data), whole), name, "digest")
+        refused(lambda: restore(fresh(data), whole), path.name, "damaged")
     path.unlink()
-    refused(lambda: restore(fresh(data), whole), name, "missing")
+    refused(lambda: restore(fresh(data), whole), path.name, "missing")
 
 
 @pytest.mark.parametrize(
@@ -320,15 +386,14 @@ def test_a_blob_that_is_missing_truncated_or_changed(
         ("null", ["damaged"]),
         ('"text"', ["damaged"]),
         ("{}", ["format version None"]),
-        ('{"format_version": 2, "files": {}}', ["format version 2", "reads 1"]),
-        ('{"format_version": "1", "files": {}}', ["format version 1"]),
-        ('{"format_version": 1}', ["lists no files"]),
-        ('{"format_version": 1, "files": []}', ["lists no files"]),
-        ('{"format_version": 1, "files": {}}', ["has no state.json"]),
-        ('{"format_version": 1, "files": {"state.json": 5}}', ["has no state.json"]),
-        ('{"format_version": 1, "files": {"state.json": {}}}', ["digest"]),
+        ('{"format_version": 1, "files": {}}', ["format version 1", "reads 2"]),
+        ('{"format_version": "2"}', ["format version '2'"]),
+        ('{"format_version": 2}', ["no proper"]),
+        ('{"format_version": 2, "blobs": []}', ["no proper"]),
         ("[" * 100_000, ["damaged"]),
+        (" " * (manifest.LIMIT_BYTES + 1), ["larger than"]),
     ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_a_manifest_that_is_none(
     whole: Checkpoint, data: Path, text: str, words: list[str]
@@ -341,6 +406,19 @@ def test_a_manifest_that_is_none(
 def test_a_manifest_that_is_no_text(whole: Checkpoint, data: Path) -> None:
     (folder(whole) / "MANIFEST.json").write_bytes(b"\xff\xfe{\x80}")
     refused(lambda: restore(fresh(data), whole), "damaged")
+
+
+def test_a_manifest_of_other_images(whole: Checkpoint, data: Path) -> None:
+    forge_facts(whole, images_seen=13)
+    refused(lambda: restore(fresh(data), whole), "is of 13 images")
+
+
+@pytest.mark.parametrize("part", ["ema", "training"])
+def test_a_checkpoint_without_a_part(whole: Checkpoint, data: Path, part: str) -> None:
+    facts = json.loads((folder(whole) / "MANIFEST.json").read_bytes())
+    del facts["blobs"][part]
+    forge_facts(whole, blobs=facts["blobs"])
+    refused(lambda: restore(fresh(data), whole), f"has no {part}")
 
 
 def safetensors_bytes(header: object, body: bytes = b"") -> bytes:
@@ -372,34 +450,165 @@ HOSTILE = {
     "other tensors": safetensors_bytes(
         {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"
     ),
+    "overlapping": safetensors_bytes(
+        {
+            "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "y": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        },
+        b"12345678",
+    ),
+    "a hole": safetensors_bytes(
+        {"x": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, b"12345678"
+    ),
+    "truncated": safetensors_bytes(
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234567"
+    ),
+    "a terabyte": safetensors_bytes(
+        {"x": {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}}, b"1234"
+    ),
+    "a terabyte of nothing": safetensors_bytes(
+        {"x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}
+    ),
+    "too small for its shape": safetensors_bytes(
+        {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"
+    ),
+    "a type torch has not": safetensors_bytes(
+        {"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, b"1"
+    ),
+    "the same name twice": safetensors_bytes(
+        b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
+        b'"x":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}',
+        b"12",
+    ),
+    "deep": safetensors_bytes(b'{"x":' + b"[" * 100_000),
+    "a header of a megabyte": safetensors_bytes(b"{" + b" " * 2**20 + b"}"),
     "pickle": b"\x80\x04\x95\x1a" + bytes(7) + b"\x8c\x05posix\x94\x8c\x06system\x94\x93",
 }
 
 
-@pytest.mark.parametrize("name", ["ema", "generator_optimizer"])
+@pytest.mark.parametrize("part", ["ema", "training"])
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_tensor_file_under_a_right_digest(
-    whole: Checkpoint, data: Path, case: str, name: str
+    whole: Checkpoint, data: Path, case: str, part: str
 ) -> None:
-    forge(whole, f"{name}.safetensors", HOSTILE[case])
-    refused(lambda: restore(fresh(data), whole), name)
+    forge(whole, part, HOSTILE[case])
+    state = fresh(data)
+    tracemalloc.start()
+    started_at_s = time.thread_time()
+    refused(lambda: restore(state, whole))
+    if part == "ema":
+        refused(lambda: load_generator(whole, CPU), "ema")
+    elif case not in {"other tensors", "a terabyte of nothing", "a header of a megabyte"}:
+        # As `aalnet promote` reads it: any tensors will do, so what is no tensors is refused.
+        refused(lambda: whole.tensors(whole.manifest().blobs[part]), f"checkpoints/12/{part}-")
+    seconds = time.thread_time() - started_at_s
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 1
+    assert peak < 16 * 2**20
+
+
+@pytest.mark.parametrize("part", ["ema", "training"])
+@pytest.mark.parametrize("claimed", [2**40, 2**62, 10**300])
+def test_a_claim_of_a_terabyte_allocates_nothing(
+    whole: Checkpoint, data: Path, part: str, claimed: int
+) -> None:
+    facts = json.loads((folder(whole) / "MANIFEST.json").read_bytes())
+    facts["blobs"][part]["size_bytes"] = claimed
+    forge_facts(whole, blobs=facts["blobs"])
+    state = fresh(data)
+    tracemalloc.start()
+    started_at_s = time.thread_time()
+    refused(lambda: restore(state, whole), part, "claims")
+    refused(lambda: whole.tensors(whole.manifest().blobs[part]), part, "damaged")
+    seconds = time.thread_time() - started_at_s
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 1
+    assert peak < 16 * 2**20
+
+
+@pytest.mark.parametrize("blocks", ["resnet", "densenet", "inception"])
+def test_settings_of_a_giant_network_are_refused_before_it_is_made(
+    whole: Checkpoint, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dict(whole.manifest().settings)
+    settings["network"] = settings["network"] | {
+        "widths": [16_384] * 4, "encoder_blocks": 8, "decoder_blocks": 8, "blocks": blocks,
+    }  # fmt: skip
+    forge_facts(whole, settings=settings)
+    monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("it was made"))
+    started_at_s = time.thread_time()
+    refused(lambda: load_generator(whole, CPU), "ema-", "where its settings need")
+    assert time.thread_time() - started_at_s < 5
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{"widths": [2**40, 4]}, {"widths": [4] * 1000}, {"encoder_blocks": 10**9},
+     {"embedding_size": 10**12}, {"noise_size": 2**63}],
+    ids=str,
+)  # fmt: skip
+def test_settings_that_no_network_has(whole: Checkpoint, network: dict[str, Any]) -> None:
+    settings = dict(whole.manifest().settings)
+    settings["network"] = settings["network"] | network
+    forge_facts(whole, settings=settings)
+    with pytest.raises(ConfigError, match=next(iter(network))):
+        load_generator(whole, CPU)
+
+
+def test_a_blob_larger_than_its_settings_need_is_not_read(
+    whole: Checkpoint, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = blob_path(whole, "ema").read_bytes()
+    forge(whole, "ema", good + bytes(checkpoint.HEADER_BYTES))
+    read: list[str] = []
+    reading = FolderStore.read
+
+    def watched(store: FolderStore, key: str, limit_bytes: int | None = None) -> bytes:
+        read.append(key.rpartition("/")[2])
+        return reading(store, key, limit_bytes)
+
+    monkeypatch.setattr(FolderStore, "read", watched)
+    refused(lambda: restore(fresh(data), whole), "claims")
+    refused(lambda: load_generator(whole, CPU), "claims")
+    assert read == ["MANIFEST.json"] * 2
 
 
 def test_tensors_of_another_shape_or_type(whole: Checkpoint, data: Path, state: TrainState) -> None:
     good = {name: value.clone() for name, value in state.ema.state_dict().items()}
     name = next(iter(good))
-    whole_ema = safetensors.torch.save(good)
-    for bad in (good[name].double(), good[name].flatten(), good[name][None]):
-        forge(whole, "ema.safetensors", safetensors.torch.save({**good, name: bad.contiguous()}))
+    for bad in (good[name].double(), good[name].flatten(), good[name][None],
+                good[name].view(torch.int32)):  # fmt: skip
+        forge(whole, "ema", safetensors.torch.save({**good, name: bad.contiguous()}))
         refused(lambda: restore(fresh(data), whole), "ema", name)
-    forge(whole, "ema.safetensors", whole_ema)
-    slots = {k: v.clone() for k, v in state.tensors()["generator_optimizer"].items()}
-    for key, value in (("999.exp_avg", torch.zeros(1)), ("0.exp_avg", torch.zeros(7)),
-                       ("x.step", torch.zeros(1))):  # fmt: skip
-        forge(
-            whole, "generator_optimizer.safetensors", safetensors.torch.save({**slots, key: value})
+        refused(lambda: load_generator(whole, CPU), "ema", name)
+    forge(whole, "ema", safetensors.torch.save(good))
+    restore(fresh(data), whole)
+
+
+def test_optimizers_of_another_shape_type_or_make(
+    whole: Checkpoint, data: Path, state: TrainState
+) -> None:
+    part = {name: value.clone() for name, value in flat(state).items() if name[:4] != "ema/"}
+    own = "generator_optimizer/0.exp_avg"
+    for key, value in (
+        ("generator_optimizer/999.exp_avg", torch.zeros(1)),
+        ("generator_optimizer/x.step", torch.zeros(1)),
+        ("generator_optimizer/0.evil", torch.zeros_like(part[own])),
+        (own, torch.zeros(7)),
+        (own, torch.zeros(())),
+        (own, part[own].double()),
+        (own, part[own].long()),
+        ("generator_optimizer/0.step", torch.zeros((), dtype=torch.int64)),
+    ):
+        forge(whole, "training", safetensors.torch.save({**part, key: value}))
+        refused(
+            lambda: restore(fresh(data), whole), "generator_optimizer", key.partition("/")[2][0]
         )
-        refused(lambda: restore(fresh(data), whole), "generator_optimizer", key)
+    del part[own]
+    forge(whole, "training", safetensors.torch.save(part))
+    refused(lambda: restore(fresh(data), whole), "generator_optimizer", "exp_avg_sq")
 
 
 @pytest.mark.parametrize(
@@ -407,40 +616,57 @@ def test_tensors_of_another_shape_or_type(whole: Checkpoint, data: Path, state: 
     [
         {"labels": None},
         {"labels": 5},
+        {"labels": [1]},
         {"condition_channels": "many"},
+        {"condition_channels": 10**18},
+        {"target_channels": 0},
+        {"target_channels": -3},
         {"images_seen": None},
+        {"images_seen": 12.0},
         {"steps": []},
+        {"steps": True},
         {"settings": None},
         {"settings": {"nonsense": 1}},
+        {"settings": {"network": [[[[[[]]]]]]}},
         {"figures": []},
+        {"blobs": {"ema": 5}},
+        {"more": 1},
     ],
     ids=str,
 )
-def test_a_state_json_of_another_make(
+def test_a_manifest_of_another_make(
     whole: Checkpoint, data: Path, change: dict[str, object]
 ) -> None:
-    def use() -> None:
-        restore(fresh(data), whole)
+    forge_facts(whole, **change)
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
         load_generator(whole, CPU)
-        best([whole])
+    assert caught.value.exit_code == 2
+    if "settings" not in change or change["settings"] is None:
+        refused(lambda: restore(fresh(data), whole))
+        assert by_figure([whole], "kid") == []
 
-    good = whole.state()
-    for facts in (good | change, {k: v for k, v in good.items() if k not in change}):
-        forge(whole, "state.json", json.dumps(facts).encode())
-        with pytest.raises((CheckpointError, ConfigError)) as caught:
-            use()
-        assert caught.value.exit_code == 2
+
+@pytest.mark.parametrize("value", [10**400, "0.1", None, True, [], float("nan"), float("inf")])
+def test_a_figure_that_is_no_figure_is_nobodys_best(
+    run: Run, state: TrainState, value: object
+) -> None:
+    good = saved(run, state, 8, kid_lite0=5.0)
+    odd = saved(run, state, 12, kid_lite0=value)  # type: ignore[arg-type]
+    best = by_figure([good, odd], "kid")
+    assert best[-1] == good
+    assert len(best) == (2 if value is True else 1)
 
 
 def test_labels_that_differ_are_said(whole: Checkpoint, data: Path) -> None:
-    facts = whole.state()
-    forge(whole, "state.json", json.dumps(facts | {"labels": ["x", "y", "z"]}).encode())
+    forge_facts(whole, labels=["x", "y", "z"])
     refused(lambda: restore(fresh(data), whole), "'x', 'y', 'z'", "'a', 'b', 'c'")
 
 
 def test_settings_that_differ_are_refused(whole: Checkpoint, data: Path) -> None:
     refused(lambda: restore(fresh(data, network__embedding_size=16), whole), "does not fit")
-    refused(lambda: restore(fresh(data, model="vae"), whole), "has no posterior")
+    refused(
+        lambda: restore(fresh(data, model="vae"), whole), "checkpoint holds", "wanted", "posterior"
+    )
     settings = parse_settings(tiny_values(data, {"optimizer.lr": 0.1}))
     refused(lambda: whole.run.claim(settings), "optimizer.lr", "0.0005", "0.1", "--run")
     same = parse_settings(tiny_values(data, {"run.log_every_images": 4, "run.workers": 2}))
@@ -475,7 +701,7 @@ def three(run: Run, state: TrainState) -> Run:
 def test_the_ways_to_name_a_checkpoint(three: Run, tmp_path: Path, name: str, images: int) -> None:
     found = find_checkpoint(three.store, name.format(root=tmp_path))
     assert (found.run.name, found.images) == ("demo", images)
-    assert found.manifest()["images_seen"] == images
+    assert found.manifest().images_seen == images
 
 
 def test_a_path_is_read_from_here_and_from_any_storage(
@@ -520,6 +746,7 @@ def test_other_folders_are_no_checkpoints(three: Run) -> None:
         (top / name).mkdir()
         (top / name / "MANIFEST.json").write_text("{}")
     (top / "5").mkdir()
+    (top / "5" / "ema-0123456789abcdef.safetensors").write_bytes(b"")
     assert [found.images for found in checkpoints(three)] == [8, 16, 1600]
 
 
@@ -540,6 +767,6 @@ def test_nothing_here_can_unpickle() -> None:
 
 
 def test_a_checkpoint_is_text_and_tensors_only(whole: Checkpoint) -> None:
-    assert checkpoint.FORMAT_VERSION == 1
+    assert manifest.FORMAT_VERSION == 2
     kinds = {path.suffix for path in folder(whole).iterdir()}
     assert kinds == {".json", ".safetensors"}

@@ -18,7 +18,8 @@ from PIL import Image
 
 from aalnet.__main__ import COMMANDS, main
 from aalnet.settings import parse_settings
-from cluster.checkpoint import checkpoints
+from cluster.checkpoint import Checkpoint, checkpoints
+from cluster.progress import latest
 from cluster.runs import Run
 from cluster.store import FolderStore
 from tests.tiny_runs import (
@@ -348,38 +349,60 @@ def copied(storage: Path, tmp_path: Path) -> Run:
 
 
 SPOILT = {
-    "manifest": ("MANIFEST.json", b"{"),
-    "list": ("MANIFEST.json", b"[]"),
-    "version": ("MANIFEST.json", b'{"format_version": 99, "files": {}}'),
-    "no files": ("MANIFEST.json", b'{"format_version": 1}'),
-    "state": ("state.json", b"{}"),
-    "tensors": ("ema.safetensors", b"\x80\x04pickled"),
+    "manifest": ("manifest", b"{"),
+    "list": ("manifest", b"[]"),
+    "version": ("manifest", b'{"format_version": 99, "blobs": {}}'),
+    "the format before": ("manifest", b'{"format_version": 1, "files": {}}'),
+    "no fields": ("manifest", b'{"format_version": 2}'),
+    "tensors": ("ema", b"\x80\x04pickled"),
 }
+
+
+def spoil(found: Checkpoint, part: str, content: bytes) -> None:
+    name = "MANIFEST.json" if part == "manifest" else found.manifest().blobs[part].name
+    (Path(found.run.store.uri) / found.key(name)).write_bytes(content)
 
 
 @pytest.mark.parametrize("case", SPOILT)
 def test_a_checkpoint_that_cannot_be_used(
     type_: Aalnet, copied: Run, here: Path, case: str
 ) -> None:
-    name, content = SPOILT[case]
-    found = checkpoints(copied)[-1]
-    (Path(copied.store.uri) / found.key(name)).write_bytes(content)
+    older, newest = checkpoints(copied)
+    spoil(newest, *SPOILT[case])
     (here / "x.png").write_bytes(encoded(noise_picture(1)))
     where = ("--storage", copied.store.uri)
-    for command in (["sample", "demo", "x.png", "--label", "a"], ["evaluate", "demo"]):
-        assert_refused(type_(*command, *where), "checkpoints/32")
-    assert not (here / "grid.png").exists()
+
+    def commands(name: str) -> list[Done]:
+        sample = ("sample", name, "x.png", "--label", "a", "--out", f"{name[-2:]}.png")
+        return [type_(*sample, *where), type_("evaluate", name, *where)]
+
+    for done in commands("demo@32"):
+        assert_refused(done, "checkpoints/32")
+    assert not (here / "32.png").exists()
+    for done in commands("demo"):
+        assert done.code == 0, "the one before is whole"
+        assert done.err.startswith("warning: checkpoint at 32 images is passed over: ")
+        assert len(done.err.splitlines()) == 1
+        assert "checkpoints/32" in done.err
+    assert (here / "mo.png").exists()
+    spoil(older, *SPOILT[case])
+    for name in ("demo", "demo@16"):
+        for done in commands(name):
+            assert done.code == 2
+            assert done.err.splitlines()[-1].startswith("error: ")
+            assert "checkpoints/16" in done.err.splitlines()[-1]
 
 
 def test_resuming_from_a_damaged_checkpoint(
     type_: Aalnet, copied: Run, data: Path, here: Path
 ) -> None:
     shutil.rmtree(Path(copied.uri) / "checkpoints" / "32")
-    found = checkpoints(copied)[-1]
-    (Path(copied.store.uri) / found.key("generator.safetensors")).write_bytes(b"x")
+    spoil(checkpoints(copied)[-1], "training", b"x")
     config = write_config(here / "demo.yaml", tiny_values(data))
     done = type_("train", config, "--storage", copied.store.uri)
-    assert_refused(done, "cannot resume run `demo`", "checkpoints/16/generator", out=None)
+    assert_refused(
+        done, "no checkpoint of run `demo` can be used", "checkpoints/16/training", out=None
+    )
 
 
 # sample
@@ -479,7 +502,7 @@ def test_evaluate_prints_figures(type_: Aalnet, storage: Path, data: Path) -> No
     figures = json.loads(done.out)
     assert (figures["run"], figures["images_seen"], figures["k"]) == ("demo", 16, 2)
     assert {"kid_lite0", "l1", "best_of_k_l1", "diversity", "l1_condition"} <= figures.keys()
-    stored = checkpoints(Run(FolderStore(storage), "demo"))[0].state()["figures"]
+    stored = checkpoints(Run(FolderStore(storage), "demo"))[0].manifest().figures
     assert figures["l1"] == pytest.approx(stored["l1"], rel=1e-6)
     table = type_("evaluate", "demo@16", "--storage", storage)
     assert table.code == 0
@@ -543,7 +566,7 @@ def test_schema_prints_json(type_: Aalnet) -> None:
     assert {"model", "data", "objective", "run"} <= schema["properties"].keys()
 
 
-RUNS = [["runs", name] for name in ("list", "show", "watch")]
+RUNS = [["runs", name] for name in ("list", "show", "watch", "sweep")]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), *RUNS], ids=" ".join)
@@ -560,8 +583,17 @@ def test_a_command_that_does_not_exist(type_: Aalnet) -> None:
     assert "Traceback" not in done.err
 
 
-def test_ctrl_c_without_ray(here: Path, data: Path) -> None:
-    changes = {"run.images": 100_000, "run.checkpoint_every_images": 8}
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [
+        (signal.SIGINT, 130, "Ctrl-C: stopping after a checkpoint; Ctrl-C again ends it at once\n"),
+        (signal.SIGTERM, 143, "SIGTERM: stopping after a checkpoint\n"),
+    ],
+)
+def test_a_signal_without_ray(
+    here: Path, data: Path, number: signal.Signals, code: int, told: str
+) -> None:
+    changes = {"run.images": 100_000, "run.checkpoint_every_images": 8, "run.log_every_images": 24}
     config = write_config(here / "demo.yaml", tiny_values(data, changes))
     run = Run(FolderStore(here / "aalnet-runs"), "demo")
     process = subprocess.Popen(
@@ -572,14 +604,54 @@ def test_ctrl_c_without_ray(here: Path, data: Path) -> None:
         deadline_s = time.monotonic() + 60
         while not checkpoints(run) and time.monotonic() < deadline_s:
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=25)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert err == "stopped by Ctrl-C; the same command goes on from here\n"
+    assert process.returncode == code
+    assert err == told
     assert "checkpoint at 8/100,000" in out
-    checkpoints(run)[-1].tensors("ema")
+    end, trained = run.records()[-1], latest(run.records(), "train")
+    assert trained is not None
+    assert (end["kind"], end["status"], run.status()) == ("end", "stopped", "stopped")
+    newest = checkpoints(run)[-1]
+    assert newest.images == end["images"] == trained["images"], "no step is lost"
+    assert f"run `demo` is stopped at {newest.images:,} images; the same command goes on" in out
+    for blob in newest.manifest().blobs.values():
+        newest.tensors(blob)
+    again = aalnet("train", config, "--dry-run", cwd=here)
+    assert f"going on from {newest.images:,}" in again.stdout
+
+
+# promote
+
+
+def test_promote_and_roll_back(type_: Aalnet, copied: Run) -> None:
+    where = ("--model", "best-one", "--storage", copied.store.uri)
+    done = type_("promote", "demo@16", *where)
+    digest = checkpoints(copied)[0].manifest().digest
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"model `best-one` is demo@16 ({digest[:12]})\n"
+    assert type_("promote", "demo", *where).out.startswith("model `best-one` is demo@32 (")
+    assert type_("promote", "--roll-back", *where).out == done.out
+    assert_refused(type_("promote", "--roll-back", *where), "`best-one`", "nothing to roll back")
+
+
+def test_a_promotion_that_cannot_be(type_: Aalnet, copied: Run) -> None:
+    where = ("--storage", copied.store.uri)
+    for arguments, words in (
+        (["demo"], ["--model NAME is missing", "none yet"]),
+        (["--model", "one"], ["either RUN[@IMAGES] or --roll-back"]),
+        (["demo", "--roll-back", "--model", "one"], ["either RUN[@IMAGES] or --roll-back"]),
+        (["demo", "--model", "../one"], ["model name `../one`"]),
+        (["--roll-back", "--model", "one"], ["model `one` does not exist"]),
+        (["demo@17", "--model", "one"], ["no checkpoint at 17"]),
+        (["dmeo", "--model", "one"], ["did you mean `demo`"]),
+    ):
+        assert_refused(type_("promote", *arguments, *where), *words)
+    spoil(checkpoints(copied)[-1], "training", b"x")
+    assert_refused(type_("promote", "demo@32", "--model", "one", *where), "checkpoints/32/training")
+    assert copied.store.keys("models/") == []
 
 
 def test_a_mistake_typed_in_a_shell(here: Path) -> None:

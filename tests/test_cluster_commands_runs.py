@@ -15,7 +15,7 @@ from aalnet.errors import AalnetError, CheckpointError, ConfigError
 from aalnet.settings import parse_settings
 from cluster.commands import doctor, runs
 from cluster.runs import Record, Run
-from cluster.store import FolderStore
+from cluster.store import FolderStore, StoreUnavailable
 
 EVALUATION: Record = {
     "kind": "evaluation", "images": 48, "k": 8, "kid_lite0": 0.5, "kid_lite0_condition": 0.245,
@@ -102,6 +102,16 @@ def test_a_damaged_run_is_listed(store: FolderStore) -> None:
 
 def test_an_unsupported_storage() -> None:
     with pytest.raises(ConfigError, match="not supported"):
+        typed("list", "--storage", "gs://bucket")
+
+
+def test_a_bucket_without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "absent"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StoreUnavailable, match="no AWS credentials found; set AWS_ACCESS_KEY_ID"):
         typed("list", "--storage", "s3://bucket")
 
 
@@ -215,7 +225,9 @@ def test_doctor_with_bad_storage(tmp_path: Path) -> None:
     found = checks(str(tmp_path / "file" / "below"), code=1)
     assert found["storage"]["status"] == "fail"
     assert "choose another with --storage" in found["storage"]["detail"]
-    assert checks("s3://bucket", code=1)["disk"]["status"] == "fail"
+    found = checks("gs://bucket", code=1)
+    assert found["storage"]["status"] == found["disk"]["status"] == "fail"
+    assert "not supported" in found["storage"]["detail"]
 
 
 @pytest.mark.usefixtures("quick")

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,19 @@ import torch.multiprocessing
 from torch import Tensor
 
 from aalnet.batch import Batch
-from aalnet.errors import CheckpointError, DataError, NonFiniteError
+from aalnet.errors import AalnetError, CheckpointError, DataError, NonFiniteError
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings
 from aalnet.state import TrainState
-from cluster import reader
+from cluster import keeper, loop, reader
 from cluster.checkpoint import Checkpoint, checkpoints, restore, save
 from cluster.data import Pairs
+from cluster.journal import Journal
+from cluster.keeper import Launch
 from cluster.loop import train
-from cluster.runs import Run
-from cluster.store import FolderStore
+from cluster.runs import Record, Run
+from cluster.saver import Saver, StorePatienceSpent
+from cluster.store import FolderStore, StoreError
 from cluster.world import ProcessWorld, current_world
 from tests.tiny_runs import noise_rows, tiny_settings, without_clocks, write_data, write_pairs
 
@@ -44,9 +49,41 @@ def run_in(folder: Path, name: str = "demo") -> Run:
     return Run(FolderStore(folder), name)
 
 
-def go(run: Run, settings: Settings, report: Callable[[Figures], None] | None = None) -> None:
+def go(
+    run: Run,
+    settings: Settings,
+    report: Callable[[Figures], None] | None = None,
+    world: ProcessWorld | None = None,
+    **launch: Any,
+) -> str:
     run.claim(settings)
-    train(run, settings, ProcessWorld(), CPU, report or (lambda figures: None))
+    told = report or (lambda figures: None)
+    return train(run, settings, world or ProcessWorld(), CPU, told, Launch(time.time(), **launch))
+
+
+def go_and_die(run: Run, settings: Settings, position: int) -> None:
+    """Train to a position and end there without a word; what had been asked for is written."""
+    books: list[Saver | Journal] = []
+
+    def recorded(kind: Callable[..., Any]) -> Callable[..., Any]:
+        def make(*arguments: Any) -> Any:
+            books.append(kind(*arguments))
+            return books[-1]
+
+        return make
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keeper, "Saver", recorded(Saver))
+        patch.setattr(keeper, "Journal", recorded(Journal))
+        break_batch(patch, position, killed)
+        with pytest.raises(RuntimeError, match="killed here"):
+            go(run, settings)
+    for book in reversed(books):
+        book.close()
+
+
+def of_kind(run: Run, kind: str) -> list[Record]:
+    return [record for record in run.records() if record["kind"] == kind]
 
 
 def blobs(found: Checkpoint) -> dict[str, bytes]:
@@ -58,13 +95,25 @@ def break_batch(
     monkeypatch: pytest.MonkeyPatch, position: int, change: Callable[[Batch], Batch]
 ) -> None:
     """Pass the batch that starts at a position of the run through `change`."""
-    whole = reader.make_batch
+    whole = reader.BatchMaker.make
 
-    def made(*arguments: Any) -> Batch:
-        batch = whole(*arguments)
-        return change(batch) if arguments[3] == position else batch
+    def made(maker: reader.BatchMaker, first: int, offsets: range) -> Batch:
+        batch = whole(maker, first, offsets)
+        return change(batch) if first == position else batch
 
-    monkeypatch.setattr(reader, "make_batch", made)
+    monkeypatch.setattr(reader.BatchMaker, "make", made)
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, position: int, do: Callable[[], object]) -> None:
+    """Do something before the step at a position of the run; batches are read further ahead."""
+    whole = loop.STEPS["aalnet"]
+
+    def step(state: TrainState, batch: Batch, world: ProcessWorld) -> Any:
+        if state.images_seen == position:
+            do()
+        return whole(state, batch, world)
+
+    monkeypatch.setitem(loop.STEPS, "aalnet", step)
 
 
 def killed(batch: Batch) -> Batch:
@@ -85,14 +134,18 @@ def test_every_model_runs_to_its_end(data: Path, tmp_path: Path, model: str) -> 
     run = run_in(tmp_path)
     told: list[Figures] = []
 
-    go(run, settings, told.append)
+    assert go(run, settings, told.append) == "finished"
 
-    records = run.records()
+    records = [record for record in run.records() if record["kind"] != "checkpoint"]
     assert [record["kind"] for record in records] == [
-        "start", "train", "train", "evaluation", "checkpoint", "train", "train", "evaluation",
-        "checkpoint", "end",
+        "start", "train", "train", "evaluation", "train", "train", "evaluation", "end",
     ]  # fmt: skip
-    assert [record["images"] for record in records] == [0, 8, 16, 16, 16, 24, 32, 32, 32, 32]
+    assert [record["images"] for record in records] == [0, 8, 16, 16, 24, 32, 32, 32]
+    saved = of_kind(run, "checkpoint")  # from the background: anywhere after their evaluation
+    assert [record["images"] for record in saved] == [16, 32]
+    for record in saved:
+        assert record["bytes"] == Checkpoint(run, record["images"]).manifest().size_bytes
+        assert 0 < record["stall_s"] < record["seconds"]
     assert records[0] | {"model": model, "workers": 1, "device": "cpu"} == records[0]
     assert records[-1]["status"] == run.status() == "finished"
     for record in records:
@@ -119,7 +172,7 @@ def test_a_run_ends_at_a_whole_batch(data: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path)
     go(run, tiny_settings(data, {"run.images": 18, "run.checkpoint_every_images": 1000}))
     assert [found.images for found in checkpoints(run)] == [20]
-    assert run.records()[-2]["images"] == 20
+    assert run.records()[-1]["images"] == 20
 
 
 def test_old_checkpoints_are_pruned(data: Path, tmp_path: Path) -> None:
@@ -141,7 +194,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def assert_same_run(run: Run, whole: Run) -> None:
-    assert without_clocks(run.records(), LASTING) == without_clocks(whole.records(), LASTING)
+    for kind in LASTING:
+        assert without_clocks(run.records(), [kind]) == without_clocks(whole.records(), [kind])
     assert run.status() == "finished"
     ours, theirs = checkpoints(run)[-1], checkpoints(whole)[-1]
     assert ours.images == theirs.images
@@ -161,10 +215,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     data: Path, tmp_path: Path, whole: Run, position: int
 ) -> None:
     run, settings = run_in(tmp_path), tiny_settings(data)
-    with pytest.MonkeyPatch.context() as patch:
-        break_batch(patch, position, killed)
-        with pytest.raises(RuntimeError, match="killed here"):
-            go(run, settings)
+    go_and_die(run, settings, position)
     assert [found.images for found in checkpoints(run)] == ([16] if position >= 16 else [])
     assert run.status() == "running", "nobody had the time to say that it stopped"
     go(run, settings)
@@ -173,11 +224,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 def test_killed_as_soon_as_the_checkpoint_is_whole(data: Path, tmp_path: Path, whole: Run) -> None:
     def die(figures: Figures) -> None:
+        end_s = time.monotonic() + 20
+        while not of_kind(run, "checkpoint") and time.monotonic() < end_s:
+            time.sleep(0.01)
         raise Killed
 
     run, settings = run_in(tmp_path), tiny_settings(data)
     with pytest.raises(Killed):
         go(run, settings, die)
+    assert [found.images for found in checkpoints(run)] == [16]
     run.store.append(run.key("metrics.jsonl"), b'{"kind": "train", "images": 2')
     go(run, settings)
     assert_same_run(run, whole)
@@ -190,10 +245,7 @@ def test_killed_in_every_interval(data: Path, tmp_path: Path) -> None:
     go(whole, settings)
     run = run_in(tmp_path, "killed")
     for position in (8, 12, 20, 28):
-        with pytest.MonkeyPatch.context() as patch:
-            break_batch(patch, position, killed)
-            with pytest.raises(RuntimeError, match="killed here"):
-                go(run, settings)
+        go_and_die(run, settings, position)
     go(run, settings)
     assert_same_run(run, whole)
 
@@ -203,10 +255,7 @@ def test_the_baselines_resume_exactly_too(data: Path, tmp_path: Path, model: str
     settings = tiny_settings(data, {"model": model})
     whole, run = run_in(tmp_path, "whole"), run_in(tmp_path, "killed")
     go(whole, settings)
-    with pytest.MonkeyPatch.context() as patch:
-        break_batch(patch, 24, killed)
-        with pytest.raises(RuntimeError, match="killed here"):
-            go(run, settings)
+    go_and_die(run, settings, 24)
     go(run, settings)
     assert_same_run(run, whole)
 
@@ -217,7 +266,8 @@ def test_a_finished_run_does_nothing_more(data: Path, tmp_path: Path) -> None:
     before, records = blobs(checkpoints(run)[-1]), run.records()
     go(run, settings)
     assert blobs(checkpoints(run)[-1]) == before
-    assert without_clocks(run.records(), LASTING) == without_clocks(records, LASTING)
+    for kind in LASTING:
+        assert without_clocks(run.records(), [kind]) == without_clocks(records, [kind])
     assert run.status() == "finished"
 
 
@@ -228,17 +278,174 @@ def test_a_longer_wait_between_records_does_not_change_the_run(
     go(run, tiny_settings(data, {"run.log_every_images": 1000, "run.checkpoint_every_images": 5}))
     ours, theirs = blobs(checkpoints(run)[-1]), blobs(checkpoints(whole)[-1])
     tensors = [name for name in ours if name.endswith(".safetensors")]
-    assert len(tensors) == 5
+    assert len(tensors) == 2
     assert all(ours[name] == theirs[name] for name in tensors)
 
 
-def test_a_damaged_checkpoint_stops_the_resumption_by_name(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["ema", "training", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    data: Path, tmp_path: Path, whole: Run, part: str
+) -> None:
     run, settings = run_in(tmp_path), tiny_settings(data)
     go(run, settings)
-    found = checkpoints(run)[-1]
-    (Path(run.store.uri) / found.key("ema.safetensors")).write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"cannot resume run `demo`.*ema\.safetensors"):
+    newest = checkpoints(run)[-1]
+    name = "MANIFEST.json" if part == "manifest" else newest.manifest().blobs[part].name
+    (Path(run.store.uri) / newest.key(name)).write_bytes(b"damaged")
+    assert go(run, settings) == "finished"
+    assert [record["images"] for record in of_kind(run, "start")] == [0, 16]
+    (warning,) = (r for r in of_kind(run, "warning") if "passed over" in r["text"])
+    assert warning["text"].startswith("checkpoint at 32 images is passed over: ")
+    assert newest.key(name) in warning["text"]
+    assert_same_run(run, whole)
+
+
+def test_where_all_are_damaged_the_run_stops_by_name(data: Path, tmp_path: Path) -> None:
+    run, settings = run_in(tmp_path), tiny_settings(data)
+    go(run, settings)
+    for found in checkpoints(run):
+        name = found.manifest().blobs["ema"].name
+        (Path(run.store.uri) / found.key(name)).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of run `demo` can be used.*16/ema-"):
         go(run, settings)
+
+
+def test_a_damaged_one_ahead_never_pushes_out_a_whole_one(data: Path, tmp_path: Path) -> None:
+    changes = {"run.keep_last": 1, "run.keep_best": 0}
+    run, settings = run_in(tmp_path), tiny_settings(data, changes)
+    go(run, settings)
+    assert [found.images for found in checkpoints(run)] == [32]
+    (Path(run.store.uri) / checkpoints(run)[-1].key("MANIFEST.json")).write_bytes(b"damaged")
+    go_early = tiny_settings(data, changes | {"run.checkpoint_every_images": 8})
+    with pytest.raises(CheckpointError):
+        go(run, settings)
+    save(run, TrainState(settings, Pairs(settings.data.train, 32).spec, CPU), {})
+    go_and_die(run, go_early, 12)
+    assert [found.images for found in checkpoints(run)] == [8, 32]
+    go(run, settings)
+    assert [found.images for found in checkpoints(run)] == [32]
+    checkpoints(run)[-1].manifest()
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("position", [0, 12, 16, 24])
+def test_a_stopped_run_loses_no_step_and_goes_on_bit_for_bit(
+    data: Path, tmp_path: Path, whole: Run, position: int
+) -> None:
+    run, settings, world = run_in(tmp_path), tiny_settings(data), ProcessWorld()
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, position, lambda: setattr(world, "stop_wished", True))
+        assert go(run, settings, world=world) == "stopped"
+    end = run.records()[-1]
+    assert end | {"kind": "end", "status": "stopped"} == end
+    assert run.status() == "stopped"
+    assert "error" not in end
+    newest = checkpoints(run)[-1].images
+    assert newest == end["images"] == of_kind(run, "train")[-1]["images"] == position + 4
+    assert go(run, settings) == "finished"
+    assert of_kind(run, "start")[-1]["images"] == newest
+    ours, theirs = blobs(checkpoints(run)[-1]), blobs(checkpoints(whole)[-1])
+    assert {n for n in ours if n != "MANIFEST.json"} == {n for n in theirs if n != "MANIFEST.json"}
+
+
+def test_a_wish_to_stop_at_the_last_step_changes_nothing(
+    data: Path, tmp_path: Path, whole: Run
+) -> None:
+    world = ProcessWorld()
+    run, settings = run_in(tmp_path), tiny_settings(data)
+
+    def stop_at_the_end(figures: Figures) -> None:
+        world.stop_wished = bool(run.samples()) and 32 in run.samples()
+
+    assert go(run, settings, stop_at_the_end, world) == "finished"
+    assert_same_run(run, whole)
+
+
+def test_a_node_that_is_taken_gets_a_checkpoint_at_every_record(data: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    changes = {"run.checkpoint_every_images": 1000, "run.log_every_images": 4, "run.keep_last": 99}
+    asked: list[bool] = []
+
+    def taken() -> bool:
+        asked.append(len(asked) == 2)
+        return asked[-1]
+
+    go(run, tiny_settings(data, changes), node_is_taken=taken)
+    assert len(asked) == 7, "once a record, but not at the last one, which saves by itself"
+    assert [found.images for found in checkpoints(run)] == [12, 32]
+    assert checkpoints(run)[0].manifest().figures == {}
+
+
+# A storage that fails
+
+
+class Failing(FolderStore):
+    """A folder that takes no more writes from the first sample grid on, until it is repaired."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.down, self.met = False, threading.Event()
+
+    def _written(self, key: str, path: Path, data: bytes) -> Any:
+        self._check(key)
+        return super()._written(key, path, data)
+
+    def append(self, key: str, data: bytes) -> None:
+        self._check(key)
+        super().append(key, data)
+
+    def _check(self, key: str) -> None:
+        if self.down:
+            self.met.set()
+            raise StoreError(f"nobody takes {key}")
+
+
+def test_a_storage_that_fails_for_a_while_stops_nothing(
+    data: Path, tmp_path: Path, whole: Run
+) -> None:
+    store = Failing(tmp_path)
+    run, settings = Run(store, "demo"), tiny_settings(data)
+
+    def repair() -> None:
+        assert store.met.wait(20), "nobody has noticed"
+        store.down = False
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, 12, lambda: setattr(store, "down", True))
+        before_step(patch, 28, repair)
+        assert go(run, settings) == "finished"
+    texts = [record["text"] for record in of_kind(run, "warning")]
+    assert any(text.startswith("storage fails, training goes on: nobody takes") for text in texts)
+    assert any(text.startswith("storage answers again, after ") for text in texts)
+    for kind in ("train", "evaluation"):
+        assert without_clocks(run.records(), [kind]) == without_clocks(whole.records(), [kind])
+    assert run.status() == "finished"
+    assert blobs(checkpoints(run)[-1]) == blobs(checkpoints(whole)[-1])
+    assert list(run.samples()) == [16, 32]
+
+
+def test_a_storage_that_never_comes_back_ends_the_run(data: Path, tmp_path: Path) -> None:
+    store = Failing(tmp_path)
+    run = Run(store, "demo")
+    changes = {"run.images": 100_000, "run.log_every_images": 1000}
+    settings = tiny_settings(data, changes).model_copy(
+        update={"failures": Settings().failures.model_copy(update={"storage_patience_s": 0.2})}
+    )
+    run.claim(settings)
+
+    def fail(figures: Figures) -> None:
+        store.down = True
+
+    started_at_s = time.monotonic()
+    with pytest.raises(
+        StorePatienceSpent, match=r"longer than failures\.storage_patience_s"
+    ) as why:
+        go(run, settings, fail)
+    assert time.monotonic() - started_at_s < 60
+    assert "nobody takes" in str(why.value)
+    assert isinstance(why.value, AalnetError)
+    assert why.value.exit_code == 1
 
 
 # Failures
@@ -338,20 +545,36 @@ def work(rank: int, size: int, folder: str, values: list[dict[str, Any]]) -> Non
     for number, value in enumerate(values):
         world = current_world()
         run = run_in(Path(folder), f"two-{number}")
-        train(run, Settings.model_validate(value), world, CPU, lambda figures: None)
+        settings = Settings.model_validate(value)
+        assert train(run, settings, world, CPU, lambda figures: None, Launch(0.0)) == "finished"
         counts.append(world.all_reduces)
     Path(folder, f"{rank}.json").write_text(json.dumps(counts))
+    ended = stopped_by_one(rank, run_in(Path(folder), "stopped"), values[0])
+    Path(folder, f"{rank}.stopped.json").write_text(json.dumps(ended))
     dist.destroy_process_group()
     # A gloo thread that lets go of a tensor while Python ends aborts the process, once in a while.
     os._exit(0)
 
 
+def stopped_by_one(rank: int, run: Run, value: dict[str, Any]) -> list[Any]:
+    """Train until worker 1 is asked to stop; how it ended, and after how many sums."""
+    world = current_world()
+
+    settings = Settings.model_validate(value)
+    with pytest.MonkeyPatch.context() as patch:
+        before_step(patch, 25, lambda: setattr(world, "stop_wished", rank == 1))
+        status = train(run, settings, world, CPU, lambda figures: None, Launch(0.0))
+    return [status, world.all_reduces]
+
+
 def parameters(run: Run) -> Tensor:
+    """All networks' numbers, without the optimizers'."""
     found = checkpoints(run)[-1]
-    names = [name for name in found.manifest()["files"] if name.endswith(".safetensors")]
-    networks = sorted(name.partition(".")[0] for name in names if "optimizer" not in name)
-    tensors = [found.tensors(name) for name in networks]
-    return torch.cat([t[key].double().flatten() for t in tensors for key in sorted(t)])
+    blobs = found.manifest().blobs
+    tensors = found.tensors(blobs["ema"]) | found.tensors(blobs["training"])
+    names = sorted(name for name in tensors if "optimizer/" not in name)
+    assert {name.partition("/")[0] for name in names} > {"generator"}
+    return torch.cat([tensors[name].double().flatten() for name in names])
 
 
 FOUR = {"run.precision": "float64", "run.images": 20}
@@ -367,7 +590,7 @@ ALL_REDUCES = {  # in two steps
     "gan": 2 * 2,
     "vae": 2,
 }
-AROUND_STEPS = 2 + 1  # resuming, and one checkpoint
+AROUND_STEPS = 1 + 1  # resuming, and one checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -405,10 +628,20 @@ def test_two_processes_train_as_one_does(
     assert counts == [steps // 2 * ALL_REDUCES[settings.model] + AROUND_STEPS] * 2
 
 
+def test_one_wish_stops_both_after_the_same_step(two: Path) -> None:
+    first, second = (json.loads((two / f"{rank}.stopped.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first[0] == "stopped"
+    run = run_in(two, "stopped")
+    newest = checkpoints(run)[-1].images
+    assert newest == 30
+    assert run.records()[-1]["images"] == newest
+
+
 def test_alone_there_is_no_all_reduce(data: Path, tmp_path: Path) -> None:
     world, settings = ProcessWorld(), tiny_settings(data)
     run = run_in(tmp_path)
     run.claim(settings)
-    train(run, settings, world, CPU, lambda figures: None)
+    train(run, settings, world, CPU, lambda figures: None, Launch(time.time()))
     assert world.all_reduces == 0
-    assert world.agree(7, CPU) == 7
+    assert world.agree(7) == 7

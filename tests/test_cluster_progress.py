@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.journal import Journal
 from cluster.progress import (
     ProgressView,
     describe,
@@ -105,7 +106,7 @@ def test_follow_survives_a_log_that_is_cut(run: Run) -> None:
         run.log(train(images))
     follower = Follower(run)
     follower.wait_for(3)
-    run.forget_after(24)
+    Journal(run, 24).close()
     time.sleep(3 * POLL_S)
     run.log({"kind": "start", "images": 24})
     for images in (48, 72, 96):

@@ -1,11 +1,15 @@
 """The folder store and runs in it: atomic writes, refusals, logs that were torn."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,14 @@ import pytest
 from aalnet.errors import CheckpointError, ConfigError
 from aalnet.settings import Settings, parse_settings
 from cluster.runs import Run, find_run, list_runs
-from cluster.store import BlobMissing, FolderStore, StoreUnavailable, open_store
+from cluster.store import (
+    BlobExists,
+    BlobMissing,
+    BlobTooLarge,
+    FolderStore,
+    StoreUnavailable,
+    open_store,
+)
 
 
 @pytest.fixture
@@ -61,9 +72,13 @@ def test_a_folder_is_not_a_blob(store: FolderStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["..", "../outside", "a/../../outside", "a/.."])
-@pytest.mark.parametrize("action", ["read", "write", "append", "delete", "folders"])
+@pytest.mark.parametrize(
+    "action",
+    ["read", "size", "read_range", "write", "create", "append", "delete", "folders", "sweep"],
+)
 def test_no_way_out(store: FolderStore, key: str, action: str) -> None:
-    rest = [b""] if action in {"write", "append"} else []
+    more = {"write": [b""], "create": [b""], "append": [b""], "read_range": [0, 1], "sweep": [0.0]}
+    rest: list[object] = [*more.get(action, [])]
     with pytest.raises(ConfigError, match="leads out of the storage"):
         getattr(store, action)(key, *rest)
 
@@ -128,7 +143,7 @@ def unusable(tmp_path: Path) -> list[str]:
 
 def test_an_unusable_place_is_the_users_to_mend(tmp_path: Path) -> None:
     for uri in unusable(tmp_path):
-        for action in ("write", "append"):
+        for action in ("write", "create", "append"):
             with pytest.raises(StoreUnavailable, match="choose another with --storage") as caught:
                 getattr(open_store(uri), action)("runs/a", b"")
             assert caught.value.exit_code == 2
@@ -141,10 +156,125 @@ def test_a_read_only_folder(tmp_path: Path) -> None:
         FolderStore(tmp_path).write("a", b"")
 
 
-def test_only_folders_so_far(tmp_path: Path) -> None:
+def test_folders_and_buckets_and_nothing_else(tmp_path: Path) -> None:
     assert open_store(f"file://{tmp_path}").uri == str(tmp_path)
-    with pytest.raises(ConfigError, match=r"s3:// is not supported"):
-        open_store("s3://bucket/prefix")
+    assert open_store("s3://bucket/some/prefix/").uri == "s3://bucket/some/prefix"
+    assert open_store("s3://bucket").uri == "s3://bucket"
+    for uri in ("ftp://host/runs", "gs://bucket/prefix", "http://host"):
+        with pytest.raises(
+            ConfigError, match=rf"{uri.partition(':')[0]}:// is not supported; .*s3:"
+        ):
+            open_store(uri)
+    for uri in ("s3://", "s3:///prefix", "s3://bucket/prefix?endpoint=http://x"):
+        with pytest.raises(ConfigError, match="must be s3://bucket/prefix"):
+            open_store(uri)
+    with pytest.raises(ConfigError, match="leads out of the storage"):
+        open_store("s3://bucket/../other")
+
+
+# Created once, read in parts, listed, swept
+
+
+def test_of_two_that_create_one_wins(store: FolderStore) -> None:
+    store.create("a/b", b"first")
+    with pytest.raises(BlobExists, match="`a/b` exists"):
+        store.create("a/b", b"other")
+    store.create("a/b", b"first")  # a lost reply: the same bytes count as ours
+    assert store.read("a/b") == b"first"
+    assert [path.name for path in (store.root / "a").iterdir()] == ["b"]
+    store.delete("a/b")
+    store.create("a/b", b"other")
+    assert store.read("a/b") == b"other"
+
+
+def test_many_that_create_at_once(store: FolderStore) -> None:
+    """Each round has one winner, whose bytes stay; the others learn of it."""
+
+    def create(number: int, key: str) -> bool:
+        started.wait(10)
+        try:
+            store.create(key, bytes([number]) * 1000)
+        except BlobExists:
+            return False
+        return True
+
+    for round_ in range(20):
+        key, started = f"round/{round_}", threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            won = list(pool.map(create, range(4), [key] * 4))
+        assert won.count(True) == 1
+        assert store.read(key) == bytes([won.index(True)]) * 1000
+
+
+def test_a_limit_is_never_allocated_nor_passed(store: FolderStore) -> None:
+    store.write("blob", b"12345")
+    tracemalloc.start()
+    assert store.read("blob", 2**62) == store.read("blob", 5) == store.read("blob") == b"12345"
+    for limit in (0, 4):
+        with pytest.raises(BlobTooLarge, match=f"`blob` is larger than the {limit} bytes"):
+            store.read("blob", limit)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_ranges_and_sizes(store: FolderStore) -> None:
+    store.write("blob", b"0123456789")
+    assert store.size("blob") == 10
+    assert store.read_range("blob", 2, 3) == b"234"
+    assert store.read_range("blob", 8, 10) == b"89"
+    assert store.read_range("blob", 50, 3) == b""
+    assert store.read_range("blob", 2, 0) == b""
+    for call in (lambda: store.size("x"), lambda: store.read_range("x", 0, 1)):
+        with pytest.raises(BlobMissing, match="`x`"):
+            call()
+
+
+def test_entries_say_size_and_age(store: FolderStore) -> None:
+    before_s = time.time()
+    store.write("a/b", b"123")
+    (entry,) = store.entries()
+    assert (entry.key, entry.bytes) == ("a/b", 3)
+    assert before_s - 2 < entry.modified_s < time.time() + 2
+
+
+def test_a_folder_may_vanish_while_it_is_listed(store: FolderStore) -> None:
+    """Readers list a run while the run itself removes its old checkpoints."""
+    stop = threading.Event()
+
+    def churn() -> None:
+        for number in itertools.count():
+            if stop.is_set():
+                return
+            store.write(f"a/{number}/b/c", b"")
+            store.delete(f"a/{number}/b/c")
+
+    store.write("a/kept", b"")
+    with ThreadPoolExecutor(1) as pool:
+        churning = pool.submit(churn)
+        try:
+            for _ in range(2000):
+                assert "a/kept" in store.keys("a/")
+                assert store.sweep("a/", 3600) == []
+        finally:
+            stop.set()
+        churning.result()
+
+
+def test_sweep_removes_what_a_dead_writer_left(store: FolderStore) -> None:
+    store.write("runs/a/blob", b"whole")
+    old, young = (store.root / "runs" / "a" / f".blob.{n}.partial" for n in (1, 2))
+    for path in (old, young, store.root / "elsewhere.partial"):
+        path.write_bytes(b"half")
+    hours_ago_s = time.time() - 7200
+    os.utime(old, (hours_ago_s, hours_ago_s))
+    assert store.keys("runs/") == ["runs/a/blob"]
+    assert store.sweep("runs/a/", 3600) == ["runs/a/.blob.1.partial"]
+    assert (old.exists(), young.exists()) == (False, True)
+    assert store.sweep("runs/a/", 0) == ["runs/a/.blob.2.partial"]
+    assert store.sweep("nothing/", 0) == []
+    assert store.read("runs/a/blob") == b"whole"
+    assert (store.root / "elsewhere.partial").exists()
 
 
 # Runs
@@ -206,26 +336,6 @@ def test_records_leave_out_what_is_torn_or_foreign(run: Run) -> None:
         run.key("metrics.jsonl"), b'7\n"x"\n{"kind": 1}\n\xff\n\n{"kind": "train", "ima'
     )
     assert [record["images"] for record in run.records()] == [24]
-
-
-def test_a_torn_line_does_not_swallow_the_next_record(run: Run) -> None:
-    run.log({"kind": "train", "images": 24})
-    run.store.append(run.key("metrics.jsonl"), b'{"kind": "train", "ima')
-    run.forget_after(24)
-    run.log({"kind": "start", "images": 24})
-    assert [record["kind"] for record in run.records()] == ["train", "start"]
-
-
-def test_forget_after(run: Run) -> None:
-    run.forget_after(0)
-    assert run.store.keys() == []
-    for images in (24, 48, 72):
-        run.log({"kind": "train", "images": images})
-    before = run.store.read(run.key("metrics.jsonl"))
-    run.forget_after(72)
-    assert run.store.read(run.key("metrics.jsonl")) == before
-    run.forget_after(48)
-    assert [record["images"] for record in run.records()] == [24, 48]
 
 
 @pytest.mark.parametrize(

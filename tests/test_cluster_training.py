@@ -17,6 +17,7 @@ import torch
 from cluster.checkpoint import Checkpoint, checkpoints
 from cluster.launcher import Placement, connected, train_here, train_with_ray
 from cluster.runs import Run
+from cluster.stop import Stop
 from cluster.store import FolderStore
 from tests.tiny_runs import (
     aalnet,
@@ -92,7 +93,8 @@ def results(folder: Path) -> Results:
                 run = Run(store, f"{precision}-{workers}")
                 run.claim(settings)
                 start = train_here if (precision, workers) == ("float64", 1) else train_with_ray
-                start(run, settings, Placement(workers, "cpu", "this machine"))
+                placed = Placement(workers, "cpu", "this machine")
+                assert start(run, settings, placed, Stop()) == "finished"
                 found.runs[precision, workers] = run
 
         address = ("--address", ray.get_runtime_context().gcs_address)
@@ -121,8 +123,22 @@ def results(folder: Path) -> Results:
 
 def parameters(run: Run) -> torch.Tensor:
     found = checkpoints(run)[-1]
-    networks = [found.tensors(name) for name in ("generator", "discriminator", "ema")]
-    return torch.cat([t[key].double().flatten() for t in networks for key in sorted(t)])
+    blobs = found.manifest().blobs
+    tensors = found.tensors(blobs["ema"]) | found.tensors(blobs["training"])
+    names = sorted(name for name in tensors if "optimizer/" not in name)
+    assert {name.partition("/")[0] for name in names} > {"generator", "discriminator"}
+    return torch.cat([tensors[name].double().flatten() for name in names])
+
+
+def assert_equal_runs(run: Run, whole: Run) -> None:
+    """Bit for bit: the blobs are named after what they hold."""
+    ours, theirs = checkpoints(run)[-1], checkpoints(whole)[-1]
+    assert ours.images == theirs.images == 64
+    assert ours.manifest().blobs == theirs.manifest().blobs
+    for blob in ours.manifest().blobs.values():
+        assert ours.tensors(blob)
+    kinds = ("train", "evaluation")
+    assert without_clocks(run.records(), kinds) == without_clocks(whole.records(), kinds)
 
 
 def of_kind(run: Run, kind: str) -> list[dict[str, Any]]:
@@ -226,8 +242,11 @@ class Started:
     process: subprocess.Popen[str]
     mark: str
 
-    def pids(self) -> list[int]:
-        """Living processes that were started by it, wherever they belong by now."""
+    def pids(self, *words: str) -> list[int]:
+        """Living processes that were started by it, wherever they belong by now.
+
+        With words, only those whose command line has them all.
+        """
         wanted = f"{MARK}={self.mark}".encode()
         found = []
         for folder in Path("/proc").iterdir():
@@ -235,11 +254,13 @@ class Started:
                 continue
             try:
                 alive = b") Z " not in (folder / "stat").read_bytes()
-                if alive and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                ours = wanted in (folder / "environ").read_bytes().split(b"\0")
+                command = (folder / "cmdline").read_bytes()
+                if alive and ours and all(word.encode() in command for word in words):
                     found.append(int(folder.name))
             except OSError:
                 continue
-        return found
+        return sorted(found)
 
     def kill_all(self) -> None:
         for _ in range(50):
@@ -307,38 +328,71 @@ def test_a_run_killed_and_started_again_is_the_uninterrupted_one(
     starts = of_kind(run, "start")
     assert len(starts) == 2
     assert starts[1]["images"] > 0
-    ours, theirs = checkpoints(run)[-1], checkpoints(whole)[-1]
-    assert ours.images == theirs.images == 64
-    for name in ours.manifest()["files"]:
-        if name.endswith(".safetensors"):
-            assert ours.blob(name) == theirs.blob(name), name
-    kinds = ("train", "evaluation")
-    assert without_clocks(run.records(), kinds) == without_clocks(whole.records(), kinds)
+    assert_equal_runs(run, whole)
 
 
-def test_ctrl_c_stops_everything_and_the_same_command_goes_on(folder: Path, start: Any) -> None:
+def test_a_killed_worker_and_the_run_goes_on_by_itself(results: Results, start: Any) -> None:
+    folder = results.folder
+    store = FolderStore(folder / "store")
+    whole, run = Run(store, "whole"), Run(store, "worker-killed")
+
+    first = start(*train_command(folder / "sixteen.yaml", "worker-killed", folder))
+    wait_for_checkpoint(run, first)
+    workers = first.pids("RayTrainWorker", "ray::")
+    assert len(workers) == 2, "the marks of Ray Train's workers have changed"
+    os.kill(workers[-1], signal.SIGKILL)
+
+    told = folder / f"{first.mark}.txt"
+    assert first.process.wait(200) == 0, told.read_text()
+    assert "Traceback" not in told.read_text()
+    before, again = of_kind(run, "start")
+    assert (before["images"], again["images"] > 0) == (0, True)
+    assert again["cause"] == "crash"
+    assert again["error"]
+    assert 0 < again["recovery_s"] < 60
+    assert again["lost_images"] <= 8 + 5, "no more than an interval, and what was not logged"
+    assert run.status() == "finished"
+    assert_equal_runs(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [(signal.SIGINT, 130, "Ctrl-C: stopping after a checkpoint"),
+     (signal.SIGTERM, 143, "SIGTERM: stopping after a checkpoint")],
+)  # fmt: skip
+def test_a_signal_saves_and_stops_everything_and_the_same_command_goes_on(
+    folder: Path, start: Any, number: signal.Signals, code: int, words: str
+) -> None:
     long = {"run.images": 1200, "run.checkpoint_every_images": 120, "run.workers": 2}
-    config = write_config(folder / "long.yaml", tiny_values(folder, long))
-    command = train_command(config, "stopped", folder)
-    run = Run(FolderStore(folder / "store"), "stopped")
+    name = f"stopped-{code}"
+    config = write_config(folder / f"{name}.yaml", tiny_values(folder, long))
+    command = train_command(config, name, folder)
+    run = Run(FolderStore(folder / "store"), name)
 
     first = start(*command)
     wait_for_checkpoint(run, first)
-    os.killpg(first.process.pid, signal.SIGINT)  # as a terminal does
+    if number == signal.SIGINT:
+        os.killpg(first.process.pid, number)  # as a terminal does
+    else:
+        os.kill(first.process.pid, number)  # as Kubernetes and Slurm do
     stopped_at_s = time.monotonic()
-    code = first.process.wait(60)
+    ended = first.process.wait(60)
     seconds = time.monotonic() - stopped_at_s
     while first.pids() and time.monotonic() - stopped_at_s < 30:
         time.sleep(0.2)
 
     told = (folder / f"{first.mark}.txt").read_text()
-    assert code == 130, told
-    assert seconds < 20
+    assert ended == code, told
+    assert seconds < 25
     assert first.pids() == []
-    assert "stopped by Ctrl-C" in told
+    assert words in told
     assert "Traceback" not in told
     done_before = checkpoints(run)[-1].images
     assert 120 <= done_before < 1200
+    assert f"run `{name}` is stopped at {done_before:,} images; the same command goes on" in told
+    end, trained = run.records()[-1], of_kind(run, "train")[-1]
+    assert (end["status"], run.status()) == ("stopped", "stopped")
+    assert done_before == end["images"] == trained["images"], "no step is lost"
 
     again = aalnet(*command, cwd=folder, timeout_s=300)
     assert again.returncode == 0, again.stderr

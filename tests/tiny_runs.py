@@ -25,7 +25,16 @@ PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.string()), ("condition", PICTURE), ("target", PICTURE)]
 )
-CLOCKS = ("time_s", "step_s", "data_s", "images_per_s", "eta_s", "seconds", "train_seconds")
+CLOCKS = (
+    "time_s",
+    "step_s",
+    "data_s",
+    "images_per_s",
+    "eta_s",
+    "seconds",
+    "stall_s",
+    "train_seconds",
+)
 Row = dict[str, Any]
 
 

@@ -15,12 +15,13 @@ from aalnet.errors import ConfigError
 from aalnet.evaluation import Figures
 from aalnet.sampling import grid
 from aalnet.settings import Settings, load_settings
-from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator, spec_of
+from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.commands.evaluate import evaluate_checkpoint
 from cluster.commands.options import Address, Json, Set, Storage
 from cluster.commands.train import train_run
+from cluster.figures import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name
 from cluster.held_out import HeldOut, png
-from cluster.progress import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name, number
+from cluster.progress import number
 from cluster.runs import Run
 from cluster.store import open_store
 
@@ -111,7 +112,7 @@ def picture(found: dict[str, Checkpoint], settings: Settings) -> bytes:
     for model, checkpoint in found.items():
         generator, _ = load_generator(checkpoint, device)
         if held_out is None:
-            held_out = HeldOut(settings, spec_of(checkpoint.state()), device)
+            held_out = HeldOut(settings, checkpoint.manifest().spec, device)
         drawn = held_out.grid_rows(generator, SHOWN_SAMPLES)
         rows = rows or [row[:2] for row in drawn]
         rows = [before + row[2:] for before, row in zip(rows, drawn, strict=True)]

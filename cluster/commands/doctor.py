@@ -30,12 +30,13 @@ from rich.text import Text
 from aalnet.errors import AalnetError
 from cluster.commands.options import Address, Json, Storage
 from cluster.progress import printable
-from cluster.store import open_store
+from cluster.store import BlobExists, FolderStore, Store, open_store
 
 GIB = 2**30
 LOW_MEMORY_GIB, LOW_DISK_GIB, NO_DISK_GIB = 2.0, 5.0, 0.5
 CLUSTER_TIMEOUT_S, HTTP_TIMEOUT_S = 15.0, 5.0
 RAY_MINOR = "2.60"
+LARGE_BYTES = 17 * 2**20  # an object store takes it in parts
 DATA = Path("data/openmoji64")
 JOIN = """
 import json, sys, ray
@@ -197,31 +198,54 @@ def check_ray() -> Check:
 
 
 def check_storage(storage: str) -> Check:
-    """Write, append, list, read back and delete one blob."""
+    """Write, append, list, read back and delete blobs; two writers must not both win."""
     store = open_store(storage)
-    key = f"doctor-{uuid.uuid4().hex[:8]}/blob"
-    folder = Path(store.uri)
-    existed = folder.exists()
-    started_at_s = time.perf_counter()
+    folder = f"doctor-{uuid.uuid4().hex[:8]}"
+    key, large = f"{folder}/blob", f"{folder}/large"
+    root = store.root if isinstance(store, FolderStore) else None
+    existed = root is None or root.exists()
     try:
+        started_at_s = time.perf_counter()
         store.write(key, b"1")
+        seconds = time.perf_counter() - started_at_s
         store.append(key, b"2")
-        whole = store.keys(key) == [key] and store.read(key) == b"12"
+        parts = os.urandom(LARGE_BYTES)
+        store.write(large, parts)
+        whole = store.keys(f"{folder}/") == [key, large] and store.read(key) == b"12"
+        whole = (
+            whole and store.read(large) == parts and store.read_range(large, 9, 9) == parts[9:18]
+        )
+        refused = _refuses_second_writer(store, key)
     finally:
         store.delete(key)
-        if not existed:
+        store.delete(large)
+        if root is not None and not existed:
             with contextlib.suppress(OSError):
-                folder.rmdir()
-    seconds = time.perf_counter() - started_at_s
+                root.rmdir()
     if not whole:
         remedy = "choose another with --storage"
         return Check("storage", "fail", f"{store.uri} does not give back what was written", remedy)
-    return Check("storage", "ok", f"{store.uri}, {1000 * seconds:.0f} ms for a round trip")
+    if not refused:
+        detail = f"{store.uri} ignores conditional puts (If-None-Match): two writers both win"
+        remedy = "use a server that knows them, or make sure that no two trainers share a run"
+        return Check("storage", "fail", detail, remedy)
+    return Check("storage", "ok", f"{store.uri}, {1000 * seconds:.0f} ms for a small write")
+
+
+def _refuses_second_writer(store: Store, key: str) -> bool:
+    try:
+        store.create(key, b"another writer's")
+    except BlobExists:
+        return store.read(key) == b"12"
+    return False
 
 
 def check_disk(storage: str) -> Check:
     """Free space where the storage lies."""
-    folder = Path(open_store(storage).uri)
+    store = open_store(storage)
+    if not isinstance(store, FolderStore):
+        return Check("disk", "ok", "the storage is no disk of this machine")
+    folder = store.root
     there = next(path for path in (folder, *folder.parents) if path.is_dir())
     free_gib = shutil.disk_usage(there).free / GIB
     detail = f"{free_gib:.1f} GiB free at {there}"

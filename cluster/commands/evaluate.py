@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Annotated
@@ -13,10 +14,10 @@ from rich.table import Table
 
 from aalnet.evaluation import Figures
 from aalnet.settings import parse_settings
-from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator, spec_of
+from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.commands.options import Json, Storage
+from cluster.figures import figures as figures_of
 from cluster.held_out import HeldOut
-from cluster.progress import figures as figures_of
 from cluster.store import open_store
 
 app = typer.Typer(add_completion=False)
@@ -59,12 +60,12 @@ def evaluate_checkpoint(
 ) -> Figures:
     """All figures of a checkpoint, on its own held-out pairs or others."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = found.state()
-    values = facts["settings"]
+    manifest = found.manifest()
+    values = copy.deepcopy(dict(manifest.settings))
     if data is not None:
         values["data"]["test"] = data
     if features is not None:
         values["evaluation"]["features"] = features
     generator, _ = load_generator(found, device)
-    held_out = HeldOut(parse_settings(values), spec_of(facts), device)
+    held_out = HeldOut(parse_settings(values), manifest.spec, device)
     return held_out.evaluate(generator, k)

@@ -11,7 +11,12 @@ Set = Annotated[
     typer.Option("--set", help="override a setting: objective.eta=0.3", metavar="KEY=VALUE"),
 ]
 Storage = Annotated[
-    str, typer.Option(help="folder that holds the runs", envvar="AALNET_STORAGE", metavar="URI")
+    str,
+    typer.Option(
+        help="folder or s3://bucket/prefix that holds the runs",
+        envvar="AALNET_STORAGE",
+        metavar="URI",
+    ),
 ]
 Address = Annotated[
     str | None,

@@ -16,12 +16,12 @@ from rich.text import Text
 from aalnet.errors import UserError
 from aalnet.settings import Settings
 from cluster.commands.options import Json, Storage
+from cluster.figures import figures, kid_name
+from cluster.goodput import goodput
 from cluster.progress import (
     ProgressView,
     duration,
-    figures,
     follow,
-    kid_name,
     latest,
     number,
     printable,
@@ -36,7 +36,7 @@ COLOURS = {"finished": "green", "running": "blue", "failed": "red", "damaged": "
 COLUMNS = ("run", "model", "status", "images", "best kid", "diversity", "age")
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="List, show and watch runs.",
+    add_completion=False, no_args_is_help=True, help="List, show, watch and sweep runs.",
     pretty_exceptions_enable=False,
 )  # fmt: skip
 
@@ -92,6 +92,33 @@ def watch(name: RunName, storage: Storage = DEFAULT_STORAGE) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def sweep(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="default: every run of the storage")
+    ] = None,
+    older_than_h: Annotated[
+        float, typer.Option(min=0.0, help="hours since it was written; a live run's are younger")
+    ] = 1.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list it")] = False,
+    storage: Storage = DEFAULT_STORAGE,
+) -> None:
+    """Remove what writers that died left behind: blobs of no checkpoint, unfinished uploads."""
+    from cluster import retention  # torch, which the other commands go without
+
+    store = open_store(storage)
+    runs = list_runs(store) if name is None else [find_run(store, name)[0]]
+    found = [
+        entry
+        for run in runs
+        for entry in retention.sweep(run, 3600 * older_than_h, dry_run=dry_run)
+    ]
+    for entry in found:
+        print(printable(f"{store.uri}/{entry.key}"))
+    mib = sum(entry.bytes for entry in found) / 2**20
+    print(f"{'would remove' if dry_run else 'removed'} {len(found)} blobs, {mib:.1f} MiB")
+
+
 def _summary(run: Run) -> dict[str, Any]:
     """A row of the list. A run whose run.yaml cannot be read is listed as damaged."""
     records = run.records()
@@ -122,13 +149,20 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _details(run: Run, settings: Settings) -> dict[str, Any]:
     samples = run.samples()
-    checkpoints = run.store.folders(run.key("checkpoints/"))
+    records = run.records()
+    spent = goodput(records, settings.data.batch_images)
     report = run.key("report.html")
     return {
         "uri": run.uri,
         "settings": settings.to_dict(),
-        "evaluation": latest(run.records(), "evaluation"),
-        "checkpoints": sorted(int(name) for name in checkpoints if name.isdecimal()),
+        "evaluation": latest(records, "evaluation"),
+        "goodput": {
+            "share": spent.share,
+            "total_s": spent.total_s,
+            "seconds": spent.seconds,
+            "restarts": spent.restarts,
+        },
+        "checkpoints": run.checkpoint_images(),
         "last_sample": _uri(run, samples[max(samples)]) if samples else None,
         "report": _uri(run, report) if run.store.keys(report) else None,
     }
@@ -142,6 +176,7 @@ def _page(run: Run, settings: Settings, facts: dict[str, Any], flag: str) -> lis
         f"images       {progress_of(facts['images'], settings.run.images)}",
         *(f"{name:<12} {text}" for name, text in _settings_lines(settings)),
         f"checkpoints  {', '.join(f'{images:,}' for images in checkpoints) or 'none yet'}",
+        *_goodput_lines(facts["goodput"]),
         f"last sample  {facts['last_sample'] or 'none yet'}",
         f"report       {facts['report'] or 'none yet'}",
     ]
@@ -152,6 +187,18 @@ def _page(run: Run, settings: Settings, facts: dict[str, Any], flag: str) -> lis
             floor = "-" if figure.floor is None else number(figure.floor)
             lines.append(f"  {figure.name:<18}{number(figure.value):>12}{floor:>12}  {verdict}")
     return [*lines, "", "next:", *(f"  {command}" for command in _next(run, facts, flag))]
+
+
+def _goodput_lines(spent: dict[str, Any]) -> list[str]:
+    if not spent["total_s"]:
+        return []
+    parts = sorted(spent["seconds"].items(), key=lambda part: -part[1])
+    told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts if seconds >= 0.05)
+    lines = [f"goodput      {spent['share']:.0%} of {duration(spent['total_s'])}: {told}"]
+    if spent["restarts"]:
+        causes = ", ".join(f"{count} after {cause}" for cause, count in spent["restarts"].items())
+        lines.append(f"restarts     {causes}")
+    return lines
 
 
 def _settings_lines(settings: Settings) -> list[tuple[str, str]]:

@@ -14,10 +14,11 @@ from torch import Tensor
 from aalnet.errors import DataError
 from aalnet.networks import DataSpec
 from aalnet.sampling import draw, from_uint8, grid, noise_for, to_uint8
-from cluster.checkpoint import find_checkpoint, load_generator, spec_of
+from cluster.checkpoint import find_checkpoint, load_generator
 from cluster.commands.options import Storage
-from cluster.data import CHANNELS, decode_image
+from cluster.endpoint_client import EndpointClient
 from cluster.held_out import png
+from cluster.pictures import CHANNELS, decode_image
 from cluster.store import open_store
 
 app = typer.Typer(add_completion=False)
@@ -27,9 +28,16 @@ MODES = {channels: mode for mode, channels in CHANNELS.items()}
 @app.command()
 def sample(
     model: Annotated[
-        str, typer.Argument(help="run, run@images, run@best or a path", metavar="RUN|CHECKPOINT")
+        str,
+        typer.Argument(
+            help="run, run@images, run@best or a path; left out with --url",
+            metavar="RUN|CHECKPOINT",
+        ),
     ],
-    images: Annotated[list[Path], typer.Argument(help="condition images", metavar="IMAGE...")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="condition images", metavar="IMAGE...")
+    ] = None,
+    *,
     label: Annotated[str, typer.Option(help="label of the images")],
     k: Annotated[int, typer.Option("-k", min=1, max=256, help="samples per image")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="same seed, same pictures")] = 0,
@@ -39,11 +47,32 @@ def sample(
     convert: Annotated[
         bool, typer.Option("--convert", help="bring images of another size or mode into form")
     ] = False,
+    url: Annotated[
+        str | None, typer.Option(help="ask a sampling endpoint instead: http://host:8000")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="API key of the endpoint", envvar="AALNET_API_KEY")
+    ] = None,
     storage: Storage = "./aalnet-runs",
 ) -> None:
     """Draw k pictures for each condition image."""
+    if url is not None:
+        images = [Path(model), *(images or [])]
+        conditions, samples = ask(EndpointClient(url, key), images, label, k, seed)
+    elif images:
+        conditions, samples = draw_here(model, images, label, k, seed, convert, storage)
+    else:
+        raise DataError("an IMAGE is missing: aalnet sample RUN IMAGE... --label L")
+    for path in write(out, images, conditions, samples):
+        print(path)
+
+
+def draw_here(
+    model: str, images: list[Path], label: str, k: int, seed: int, convert: bool, storage: str
+) -> tuple[Tensor, Tensor]:
+    """Conditions [N, Cx, S, S] and samples [N, k, Cy, S, S] by a checkpoint on this machine."""
     found = find_checkpoint(open_store(storage), model)
-    spec = spec_of(found.state())
+    spec = found.manifest().spec
     index = label_index(label, spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator, settings = load_generator(found, device)
@@ -51,9 +80,21 @@ def sample(
     conditions = torch.stack([read_condition(path, spec, size_px, convert) for path in images])
     noise = noise_for(seed, 0, len(images), k, settings.network.noise_size).to(device)
     labels = torch.full((len(images),), index, device=device)
-    samples = draw(generator, conditions.to(device), labels, noise).cpu()
-    for path in write(out, images, conditions, samples):
-        print(path)
+    return conditions, draw(generator, conditions.to(device), labels, noise).cpu()
+
+
+def ask(
+    client: EndpointClient, images: list[Path], label: str, k: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """The same from an endpoint, every image with the same seed."""
+    conditions, samples = [], []
+    for path in images:
+        data = read_bytes(path)
+        samples.append(client.sample(data, label, k, seed).images)
+        size_px = samples[-1].shape[-1]
+        pixels, _ = decode_image(data, f"image `{path}`", size_px, convert_to="RGB")
+        conditions.append(from_uint8(pixels))
+    return torch.stack(conditions), torch.stack(samples)
 
 
 def label_index(label: str, spec: DataSpec) -> int:
@@ -71,10 +112,7 @@ def read_condition(path: Path, spec: DataSpec, size_px: int, convert: bool) -> T
     Raises:
         DataError: it cannot be read, or has another size or mode and `convert` is off.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"image `{path}` cannot be read: {error.strerror}") from error
+    data = read_bytes(path)
     name, mode = f"image `{path}`", MODES[spec.condition_channels]
     if convert:
         pixels, _ = decode_image(data, name, size_px, convert_to=mode)
@@ -90,6 +128,14 @@ def read_condition(path: Path, spec: DataSpec, size_px: int, convert: bool) -> T
                 f"takes {size_px} px or more, {mode}: {hint}"
             )
     return from_uint8(pixels)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of an image file. Raises DataError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"image `{path}` cannot be read: {error.strerror}") from error
 
 
 def write(out: Path, images: list[Path], conditions: Tensor, samples: Tensor) -> list[Path]:

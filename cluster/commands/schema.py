@@ -39,7 +39,7 @@ def markdown_of(found: dict[str, Any]) -> str:
     for section, values in defaults.items():
         if not isinstance(values, dict):
             continue
-        definition = found["$defs"][f"{section.capitalize()}Settings"]
+        definition = found["$defs"][found["properties"][section]["$ref"].rpartition("/")[2]]
         lines += ["", f"## {section}", "", definition["description"], ""]
         lines += ["| setting | default | takes | meaning |", "|---|---|---|---|"]
         for key, default in values.items():
@@ -62,9 +62,13 @@ def _choices(field: dict[str, Any]) -> str:
         return ", ".join(f"`{choice}`" for choice in field["enum"])
     if "const" in field:
         return f"`{field['const']}`"
+    if field.get("type") == "array":
+        return f"list of {_choices(field['items'])}"
+    if "pattern" in field:
+        return "`auto` or `MIN:MAX`"  # the one text of a form of its own
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     names = {"number": "number", "integer": "whole number", "boolean": "true or false",
-             "string": "text", "array": "list of whole numbers"}  # fmt: skip
+             "string": "text"}  # fmt: skip
     limits = [f"{sign} {field[name]:.6g}" for name, sign in bounds.items() if name in field]
     limits = [limit for limit in limits if "e+18" not in limit]
     return " ".join([names[field["type"]], ", ".join(limits)]).strip()

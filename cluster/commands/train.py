@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from aalnet.settings import Settings, load_settings
+from aalnet.errors import CheckpointError
+from aalnet.settings import RunSettings, Settings, load_settings
 from cluster import checkpoint, launcher
 from cluster.commands.options import Address, Set, Storage
 from cluster.data import Pairs
@@ -17,6 +18,7 @@ from cluster.launcher import Placement
 from cluster.progress import ProgressView, follow
 from cluster.report import build_report
 from cluster.runs import Run
+from cluster.stop import Stop, Stopped
 from cluster.store import open_store
 
 app = typer.Typer(add_completion=False)
@@ -44,14 +46,32 @@ def train(
 
 
 def train_run(run: Run, settings: Settings, address: str | None, *, dry_run: bool = False) -> None:
-    """Train a run to its end; what `aalnet train` and `aalnet compare` share."""
+    """Train a run to its end; what `aalnet train` and `aalnet compare` share.
+
+    Stopped by a signal, it ends the command with that signal's exit code.
+    """
+    with Stop() as stop:
+        status = _train_run(run, settings, address, stop, dry_run=dry_run)
+    if status == "stopped":
+        found = checkpoint.checkpoints(run)
+        at = f"{found[-1].images:,} images" if found else "its start"
+        print(f"run `{run.name}` is stopped at {at}; the same command goes on from there")
+        raise Stopped(stop.exit_code)
+
+
+def _train_run(
+    run: Run, settings: Settings, address: str | None, stop: Stop, *, dry_run: bool
+) -> str:
     counts = check_data(settings)
     if not dry_run:
         run.claim(settings)
     found = checkpoint.checkpoints(run)
-    if found and found[-1].images >= settings.run.images:
+    if found and found[-1].images >= settings.run.images and _whole(found[-1]):
         print(f"run `{run.name}` is finished: {found[-1].images:,} images")
-        return
+        if not dry_run:
+            _close(run, found[-1].images)
+        return "finished"
+    status = "planned"
     resumed = found[-1].images if found else 0
     alone = settings.run.workers == 0
     if alone or (dry_run and address is None):
@@ -59,22 +79,44 @@ def train_run(run: Run, settings: Settings, address: str | None, *, dry_run: boo
         print_plan(run, settings, placement, counts, resumed)
         if not dry_run:
             with watched(run, settings.run.images):
-                launcher.train_here(run, settings, placement)
+                status = launcher.train_here(run, settings, placement, stop)
     else:
         with launcher.connected(settings, address) as placement:
             print_plan(run, settings, placement, counts, resumed)
             if not dry_run:
                 with watched(run, settings.run.images):
-                    launcher.train_with_ray(run, settings, placement)
+                    status = launcher.train_with_ray(run, settings, placement, stop)
     if not dry_run:
         run.store.write(run.key("report.html"), build_report(run).encode())
+    return status
+
+
+def _close(run: Run, images: int) -> None:
+    """Do what a run still does after its last checkpoint, where it was killed right then."""
+    records = run.records()
+    if records and run.status() != "finished":
+        began_s = max(record["time_s"] for record in records if record["kind"] == "start")
+        seconds = records[-1]["time_s"] - began_s
+        run.log({"kind": "end", "images": images, "status": "finished", "train_seconds": seconds})
+    if not run.store.keys(run.key("report.html")):
+        run.store.write(run.key("report.html"), build_report(run).encode())
+
+
+def _whole(found: checkpoint.Checkpoint) -> bool:
+    """Is it? A damaged last checkpoint is made again, from the one before."""
+    try:
+        found.verify()
+    except CheckpointError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def check_data(settings: Settings) -> tuple[int, int, int]:
     """Open both data sets before anything is started: training rows, held-out rows, labels."""
     data = settings.data
-    train_pairs = Pairs(data.train, data.size_px, data.memory_budget_mib)
-    test_pairs = Pairs(data.test, data.size_px, data.memory_budget_mib)
+    train_pairs = Pairs(data.train, data.size_px, data.memory_budget_mib, data.cache_gib)
+    test_pairs = Pairs(data.test, data.size_px, data.memory_budget_mib, data.cache_gib)
     test_pairs.labels(train_pairs.label_names)
     test_pairs.require_channels(train_pairs.channels)
     return len(train_pairs), len(test_pairs), len(train_pairs.label_names)
@@ -88,8 +130,10 @@ def print_plan(
     resumed: int,
 ) -> None:
     """What will happen, before it does."""
+    several = "s" if placement.workers > 1 else ""
+    fewest = "" if placement.fewest is None else f"{placement.fewest} to "
     where = (
-        f"{placement.workers} Ray Train worker{'s' if placement.workers > 1 else ''}"
+        f"{fewest}{placement.workers} Ray Train worker{several}"
         if placement.workers
         else "this process, without Ray"
     )
@@ -101,13 +145,21 @@ def print_plan(
         "workers": f"{where} on {placement.device}, {placement.where}",
         "images": f"{length.images:,} in batches of {data.batch_images}"
         + (f", going on from {resumed:,}" if resumed else ""),
-        "checkpoints": f"every {length.checkpoint_every_images:,} images; the last "
-        f"{length.keep_last} and the best are kept",
+        "checkpoints": f"every {length.checkpoint_every_images:,} images; kept: {_kept(length)}",
         "storage": run.uri,
     }
     for name, text in lines.items():
         print(f"{name:>12}  {text}")
     sys.stdout.flush()
+
+
+def _kept(length: RunSettings) -> str:
+    rules = [f"the last {length.keep_last}"]
+    if length.keep_best:
+        rules.append(f"the best {length.keep_best} by {length.best_by}")
+    if length.keep_every:
+        rules.append(f"every {length.keep_every}th")
+    return ", ".join(rules)
 
 
 class watched:

@@ -1,0 +1,117 @@
+"""Three hosts, one of them cut off and later back: the run goes on, on the same path."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.checkpoint import Checkpoint, checkpoints
+from cluster.launcher import Placement, train_here
+from cluster.runs import Record, Run
+from cluster.stop import Stop
+from cluster.store import FolderStore, open_store
+from tests import hosts
+from tests.s3_server import environment, s3_server
+from tests.tiny_runs import (
+    aalnet_command,
+    command_environment,
+    tiny_settings,
+    tiny_values,
+    write_config,
+    write_data,
+)
+
+REASON = hosts.missing()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(REASON is not None, reason=REASON or ""),
+]
+
+STEPS = 240
+SLOW_STEPS = {  # float64 is slow on a CPU, so that few steps span a cut cable and its repair
+    "data.batch_images": 6, "network.widths": [8, 16], "optimizer.lr": 1e-5,
+    "run.precision": "float64", "run.images": 6 * STEPS, "run.checkpoint_every_images": 60,
+    "run.log_every_images": 6,
+}  # fmt: skip
+TOLERANCE = 1e-7  # of parameters in float64; 20 steps are held to 1e-9 elsewhere
+QUICK_DETECTION = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "3",
+}
+LONGEST_S = 240.0
+
+
+def parameters(found: Checkpoint) -> torch.Tensor:
+    tensors = found.tensors(found.manifest().blobs["training"])
+    names = sorted(name for name in tensors if "optimizer" not in name)
+    return torch.cat([tensors[name].double().flatten() for name in names])
+
+
+def wait_for(what: str, happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end_s = time.monotonic() + LONGEST_S
+    while not happened():
+        assert time.monotonic() < end_s, f"{what} did not happen"
+        assert process.poll() is None, f"training ended before {what}"
+        time.sleep(0.5)
+
+
+def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
+    write_data(tmp_path, train_rows=60)
+    reference = Run(FolderStore(tmp_path / "reference"), "run")
+    settings = tiny_settings(tmp_path, SLOW_STEPS)
+    reference.claim(settings)
+    with Stop() as stop:
+        train_here(reference, settings, Placement(0, "cpu", "this machine"), stop)
+
+    config = write_config(
+        tmp_path / "hosts.yaml", tiny_values(tmp_path, SLOW_STEPS | {"run.workers": "1:3"})
+    )
+    with (
+        hosts.hosts(3) as lan,
+        s3_server(tmp_path / "s3", address=hosts.OUTSIDE) as server,
+        environment(server.environment),
+    ):
+        for host in (1, 2, 3):
+            lan.start_ray(host, QUICK_DETECTION)
+        storage = f"s3://{server.bucket}/hosts"
+        run = Run(open_store(storage), "run")
+        arguments = ("--run", "run", "--storage", storage, "--address", hosts.HEAD)
+        process = subprocess.Popen(
+            lan.command(1, *aalnet_command("train", config, *arguments)),
+            env=command_environment() | lan.environment | server.environment,
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+        def of(kind: str) -> list[Record]:
+            return [record for record in run.records() if record["kind"] == kind]
+
+        try:
+            wait_for("the first steps", lambda: len(of("train")) >= 4, process)
+            wait_for("three workers", lambda: of("start")[-1]["workers"] == 3, process)
+            lan.pull_cable(3)
+            wait_for("a start with two", lambda: of("start")[-1]["workers"] == 2, process)
+            wait_for("steps with two", lambda: of("train")[-1]["time_s"]
+                     > of("start")[-1]["time_s"], process)  # fmt: skip
+            lan.plug_in(3)
+            lan.kill(3)  # as a machine that comes back: a new Ray node
+            lan.start_ray(3, QUICK_DETECTION)
+            wait_for("a start with three", lambda: of("start")[-1]["workers"] == 3, process)
+            told, _ = process.communicate(timeout=LONGEST_S)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 0, told
+        assert run.status() == "finished"
+        causes = [start.get("cause") for start in of("start")]
+        assert "resize" in causes, causes
+        ours, theirs = checkpoints(run)[-1], checkpoints(reference)[-1]
+        assert ours.images == theirs.images == 6 * STEPS
+        a, b = parameters(ours), parameters(theirs)
+    assert float((a - b).norm() / b.norm()) <= TOLERANCE
