@@ -25,6 +25,7 @@ from aalnet.errors import AalnetError, ConfigError
 from aalnet.settings import Settings
 from cluster.keeper import Launch
 from cluster.loop import train
+from cluster.policy import Cause, Streak, newest_images
 from cluster.runs import Record, Run
 from cluster.stop import Stop
 from cluster.store import StoreError
@@ -32,6 +33,8 @@ from cluster.world import ProcessWorld
 
 if TYPE_CHECKING:
     from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    from cluster.survival import Mail
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of workers would come out twice
@@ -153,21 +156,33 @@ def train_with_ray(run: Run, settings: Settings, placement: Placement, stop: Sto
 
     from cluster.survival import Mail, message_of, own_error
 
-    mail = Mail(uuid.uuid4().hex)
+    mail, streak = Mail(uuid.uuid4().hex), Streak(settings.failures)
+    while True:
+        try:
+            return _attempt(run, settings, placement, mail, stop)
+        except TrainingFailedError as error:
+            ours = own_error(error)
+            reason = message_of(error)
+        except RayError as error:  # Ray Train's controller died, and its workers with it
+            ours, reason = None, f"the controller died: {message_of(error)}"
+            decision = streak.failed(Cause.CRASH, newest_images(run))
+            if decision.retry and stop.by is None:
+                mail.release_group()
+                mail.tell_failure(Cause.CRASH, f"{reason} ({decision.reason})")
+                continue
+        told = f"training stopped: {reason}; the same command goes on from the last checkpoint"
+        ours = ours or ClusterError(told)
+        _log_failure(run, str(ours))
+        raise ours
+
+
+def _attempt(run: Run, settings: Settings, placement: Placement, mail: Mail, stop: Stop) -> str:
     with tempfile.TemporaryDirectory(prefix="aalnet-ray-", ignore_cleanup_errors=True) as folder:
         trainer = _trainer(run, settings, placement, mail.launch, folder)
         fitting: Future[str] = Future()
         # Not in the main thread: there Ray would put a handler of its own in place of ours.
         threading.Thread(target=_fit, args=(trainer, fitting), name="fit", daemon=True).start()
-        try:
-            return _wait(fitting, mail.ask_to_stop, settings.failures.grace_s, stop)
-        except (TrainingFailedError, RayError) as error:
-            ours = own_error(error) or ClusterError(
-                f"training stopped: {message_of(error)}; the same command goes on from the last "
-                "checkpoint"
-            )
-            _log_failure(run, str(ours))
-            raise ours from error
+        return _wait(fitting, mail.ask_to_stop, settings.failures.grace_s, stop)
 
 
 def _fit(trainer: TorchTrainer, fitting: Future[str]) -> None:

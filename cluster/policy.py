@@ -12,6 +12,7 @@ from enum import StrEnum
 from aalnet.errors import AalnetError, NonFiniteError, UserError
 from aalnet.settings import FailureSettings
 from cluster.checkpoint import CheckpointTaken
+from cluster.runs import Run
 from cluster.saver import StorePatienceSpent
 from cluster.store import StoreError, StoreUnavailable
 
@@ -59,6 +60,30 @@ def decide(cause: Cause, spent: int, settings: FailureSettings) -> Decision:
 def counts(cause: Cause, settings: FailureSettings) -> bool:
     """Does a failure of this cause use up the budget?"""
     return cause in settings.counted
+
+
+class Streak:
+    """Failures in a row: a new checkpoint starts the count anew."""
+
+    def __init__(self, settings: FailureSettings) -> None:
+        self._settings = settings
+        self._reached = -1
+        self._spent = 0
+
+    def failed(self, cause: Cause, newest_images: int | None) -> Decision:
+        """Retry or not, with the newest checkpoint there is now; None: nobody can tell."""
+        if newest_images is not None and newest_images > self._reached:
+            self._reached, self._spent = newest_images, 0
+        self._spent += counts(cause, self._settings)
+        return decide(cause, self._spent, self._settings)
+
+
+def newest_images(run: Run) -> int | None:
+    """Images of the newest checkpoint, 0 without any; None while the storage fails."""
+    try:
+        return max(run.checkpoint_images(), default=0)
+    except StoreError:
+        return None
 
 
 def cause_of_own(error: AalnetError) -> Cause:

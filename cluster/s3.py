@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 PART_BYTES = 16 * MIB
+WHOLE_BYTES = 64 * MIB  # a smaller blob goes up in one request, not in parts, begin and end
 AT_ONCE = 8  # parts of one blob under way
 # A call ends within ATTEMPTS * (CONNECT_S + READ_S) and about 15 s of waiting between them.
 ATTEMPTS, CONNECT_S, READ_S = 5, 3, 20
@@ -84,9 +85,8 @@ class S3Store:
         self.bucket = bucket
         self.prefix = f"{checked_key(prefix).strip('/')}/".lstrip("/")
         self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
-        self.transfer = TransferConfig(
-            multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=AT_ONCE
-        )
+        self._up = TransferConfig(WHOLE_BYTES, AT_ONCE, PART_BYTES)  # in parts from, at once, each
+        self._down = TransferConfig(PART_BYTES, AT_ONCE, PART_BYTES)
 
     @cached_property
     def client(self) -> S3Client:
@@ -106,7 +106,7 @@ class S3Store:
             if data is not None:
                 return within(data, limit_bytes, key)
             whole = io.BytesIO()
-            self.client.download_fileobj(self.bucket, self._key(key), whole, Config=self.transfer)
+            self.client.download_fileobj(self.bucket, self._key(key), whole, Config=self._down)
             return within(whole.getvalue(), limit_bytes, key)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
@@ -130,7 +130,7 @@ class S3Store:
         with self._failing(key):
             try:
                 _again(lambda: self.client.upload_fileobj(
-                    io.BytesIO(data), self.bucket, self._key(key), Config=self.transfer
+                    io.BytesIO(data), self.bucket, self._key(key), Config=self._up
                 ))  # fmt: skip
             except (Boto3Error, ClientError) as error:
                 # The reply to the last request was lost, and its second try found it done.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ray._raylet import PlacementGroupID
 from ray.exceptions import RayActorError
 from ray.experimental import internal_kv
 from ray.train.v2._internal.exceptions import (
@@ -35,13 +36,17 @@ from ray.train.v2.api.exceptions import (
     WorkerGroupError,
 )
 from ray.train.v2.torch.torch_trainer import TorchTrainer
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    remove_placement_group,
+)
 
 from aalnet.errors import AalnetError
-from aalnet.settings import FailureSettings, parse_settings
-from cluster.checkpoint import checkpoints
-from cluster.policy import Cause, cause_of_own, counts, decide
+from aalnet.settings import parse_settings
+from cluster.policy import Cause, Streak, cause_of_own, newest_images
 from cluster.runs import Record, Run
-from cluster.store import StoreError, open_store
+from cluster.store import open_store
 
 LISTEN_S = 0.5  # between two looks for word
 SHOWN = 300  # characters of an error's message
@@ -63,6 +68,19 @@ class Mail:
 
     def ask_to_save(self) -> None:
         self._put("save", "1")
+
+    def tell_group(self) -> None:
+        """Called by worker 0: which placement group the workers live in."""
+        if (group := get_current_placement_group()) is not None:
+            self._put("group", group.id.hex())
+
+    def release_group(self) -> None:
+        """Free the workers' placement group, once the controller that made it is dead.
+
+        Ray's own cleaner gives up where it sees two Ray clusters on one machine.
+        """
+        if (group := self._take("group")) is not None:
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group.decode()))))
 
     def past(self) -> Record:
         """Why workers start again: `cause` and, of a failure, `error`. Empty at the first start."""
@@ -110,27 +128,15 @@ class Policy(FailurePolicy):
 
     def __init__(self, failure_config: Any, config: dict[str, Any]) -> None:
         super().__init__(failure_config)
-        self._settings: FailureSettings = parse_settings(config["settings"]).failures
+        self._streak = Streak(parse_settings(config["settings"]).failures)
         self._run = Run(open_store(config["storage"]), config["run"])
         self._mail = Mail(config["launch"])
-        self._reached = -1
-        self._spent = 0
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         cause = cause_of(training_failed_error)
-        reached = self._newest()
-        if reached > self._reached:
-            self._reached, self._spent = reached, 0
-        self._spent += counts(cause, self._settings)
-        decision = decide(cause, self._spent, self._settings)
+        decision = self._streak.failed(cause, newest_images(self._run))
         self._mail.tell_failure(cause, f"{message_of(training_failed_error)} ({decision.reason})")
         return FailureDecision.RETRY if decision.retry else FailureDecision.RAISE
-
-    def _newest(self) -> int:
-        try:
-            return max((found.images for found in checkpoints(self._run)), default=0)
-        except StoreError:
-            return self._reached
 
 
 class SavingScaling(ElasticScalingPolicy):
@@ -187,7 +193,8 @@ def message_of(failure: BaseException) -> str:
     ours = own_error(failure)
     if ours is not None:
         return str(ours)
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    text = str(failure).partition("Some common causes include")[0]  # a list that never helps
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:SHOWN] if lines else type(failure).__name__
 
 

@@ -56,6 +56,7 @@ def _listening(mail: Mail, world: ProcessWorld, save: threading.Event) -> Iterat
         target=mail.listen, args=(stop, save.set, done), name="mail", daemon=True
     )
     if world.rank == 0:
+        mail.tell_group()
         thread.start()
     try:
         yield
