@@ -94,10 +94,7 @@ class Encoder(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Up-sample, add the condition's features, modulate by the embedding, convolve.
-
-    The condition's part (`skip`) is computed once per condition, whatever K is.
-    """
+    """Up-sample, add the condition's part, modulate by noise and label, convolve."""
 
     def __init__(self, c_in: int | None, c_skip: int, arch: Architecture) -> None:
         """c_in: channels of the level below; None at the deepest."""
@@ -107,14 +104,14 @@ class DecoderLevel(nn.Module):
         self.modulation = linear(arch.embedding_size, 2 * c_skip)
         self.blocks = stack(arch.blocks, c_skip, c_skip, arch.decoder_blocks)
 
-    def forward(self, h: Tensor | None, skip: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, h: Tensor | None, skip: Tensor, modulation: Tensor) -> Tensor:
         """h [N*K, C_in, H/2, W/2] or None at the deepest level, skip [N, C, H, W],
-        embedding [N*K, E] -> [N*K, C, H, W]"""
-        samples = embedding.shape[0] // skip.shape[0]
-        h_skip = self.skip(skip).repeat_interleave(samples, dim=0)
+        modulation [N*K, 2C] -> [N*K, C, H, W]"""
+        samples = modulation.shape[0] // skip.shape[0]
+        h_skip = skip.repeat_interleave(samples, dim=0) if samples > 1 else skip
         if h is not None and self.narrow is not None:
             h_skip = h_skip + F.interpolate(self.narrow(h), scale_factor=2.0, mode="nearest")
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         out: Tensor = self.blocks(h_skip * (1 + scale) + shift)
         return out
 
@@ -123,7 +120,8 @@ class Generator(nn.Module):
     """G(x; theta_G): several targets for one condition.
 
     condition [N, Cx, H, W], label int64 [N], noise [N, K, Z] -> samples [N, K, Cy, H, W].
-    The encoder runs once per condition; noise and label enter in the decoder.
+    `encode` runs once per condition; noise and label enter in the decoder. The three stages
+    (`encode`, `modulate`, `decode`) are for callers that hold samples of many conditions at once.
     """
 
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
@@ -149,17 +147,39 @@ class Generator(nn.Module):
 
     def forward(self, condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
         n, k, _ = noise.shape
-        features = self.encoder(self.stem(condition))
+        skips = self.encode(condition)
         label_embedding = self.label(label)[:, None].expand(n, k, -1)
-        embedding = self.embed(torch.cat([noise, label_embedding], dim=2).flatten(0, 1))
-        h: Tensor | None = None
-        for level, skip in zip(reversed(self.decoder), reversed(features), strict=True):
-            h = level(h, skip, embedding)
-        assert h is not None
-        samples: Tensor = self.output(F.silu(h)).unflatten(0, (n, k))
+        modulations = self.modulate(noise.flatten(0, 1), label_embedding.flatten(0, 1))
+        samples = self.decode(skips, modulations)
+        samples = samples.view(n, k, *samples.shape[1:])
         if self.start is not None:
             samples = samples + self.start(condition)[:, None]
         return _full_precision(samples)
+
+    def encode(self, condition: Tensor) -> list[Tensor]:
+        """The condition's part of every decoder level, deepest first: [N, C, h, w] each."""
+        features = self.encoder(self.stem(condition))
+        levels = zip(reversed(self.decoder), reversed(features), strict=True)
+        return [_level(level).skip(feature) for level, feature in levels]
+
+    def modulate(self, noise: Tensor, label_embedding: Tensor) -> list[Tensor]:
+        """noise [M, Z], label_embedding [M, E] -> [M, 2C] for every decoder level, deepest first"""
+        embedding = self.embed(torch.cat([noise, label_embedding], dim=1))
+        return [_level(level).modulation(embedding) for level in reversed(self.decoder)]
+
+    def decode(self, skips: list[Tensor], modulations: list[Tensor]) -> Tensor:
+        """skips of N conditions, modulations of M = N*K samples -> [M, Cy, H, W], no `start`"""
+        h: Tensor | None = None
+        for level, skip, modulation in zip(reversed(self.decoder), skips, modulations, strict=True):
+            h = level(h, skip, modulation)
+        assert h is not None
+        out: Tensor = self.output(F.silu(h))
+        return out
+
+
+def _level(module: nn.Module) -> DecoderLevel:
+    assert isinstance(module, DecoderLevel)
+    return module
 
 
 class _PairEncoder(nn.Module):

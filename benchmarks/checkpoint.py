@@ -1,11 +1,11 @@
 """What a checkpoint costs the training loop: the call of `Saver.save`, which copies the state to
-host memory while another thread serialises and writes, beside one plain host copy of the same
-tensors (`copy_` into buffers that exist, tensor by tensor). In turns, at the demo's size with a
-training step before each, so that both find the processor's caches as the loop does; who comes
-first changes every round. One process, one thread, real S3 server on the same machine; each state is written before
-the next is taken. At the demo's settings, and for the `base` preset at 64 px. The interval is the
-median step, over whole cycles of what is due now and then, times the steps between two of the
-demo's checkpoints."""
+host memory while another thread serialises and writes, beside one plain host copy of the state
+(its tensors found by `state_dict`, then `copy_` into buffers that exist, one by one). In turns,
+each after something large has gone through the processor's caches, as a step does; who comes first
+changes every round. One process, one thread, a real S3 server on the same machine; each state is
+written before the next is taken. At the demo's settings, and for the `base` preset at 64 px. The
+interval is the median step, over whole cycles of what is due now and then, times the steps between
+two of the demo's checkpoints."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from cluster.store import open_store
 from tests.s3_server import environment, s3_server
 
 COPY_BAR, INTERVAL_BAR_PERCENT = 1.2, 1.0
+LARGE_BYTES = 128 * 2**20  # more than a processor's caches hold
 BIGGER = ("network.preset=base", "data.size_px=64", "data.batch_images=2", "objective.K=2")
 
 
@@ -44,40 +45,47 @@ def measure(quick: bool) -> Result:
         small = contender(demo(*few, quick=quick))
         uri = f"s3://{server.bucket}/stall"
         rounds = 3 if quick else 40
-        stall = _stalls(small, uri, "demo", rounds, cached=True)
-        rows, raw = [_copy_row("demo", stall)], medians(stall, "checkpoint, demo")
+        stall = _stalls(small, uri, "demo", rounds)
+        rows, raw = _copy_rows("demo", stall), medians(stall, "checkpoint, demo")
         if not quick:
-            big = _stalls(contender(demo(*BIGGER)), uri, "base", 15, cached=False)
-            rows.append(_copy_row("base, 64 px", big))
+            big = _stalls(contender(demo(*BIGGER)), uri, "base", 15)
+            rows += _copy_rows("base, 64 px", big)
             raw += medians(big, "checkpoint, base at 64 px")
         more, told = _shares(small, statistics.median(stall["stall"]), quick=quick)
     return Result([*rows, *more], [*raw, *told])
 
 
-def _copy_row(name: str, seconds: Seconds) -> Row:
-    return Row(f"stall / one host copy, {name}", ratio(seconds, "stall", "copy"), bar=COPY_BAR)
+def _copy_rows(name: str, seconds: Seconds) -> list[Row]:
+    found = ratio(seconds, "stall", "copy of found tensors")
+    return [
+        Row(f"stall / one host copy, {name}", ratio(seconds, "stall", "copy"), bar=COPY_BAR),
+        Row(f"stall / the same copy without finding the tensors, {name}", found),
+    ]
 
 
-def _stalls(side: Contender, uri: str, name: str, rounds: int, *, cached: bool) -> Seconds:
-    """Seconds of a save's call and of a plain copy, in turns. `cached`: caches could hold it all."""
+def _stalls(side: Contender, uri: str, name: str, rounds: int) -> Seconds:
+    """Seconds of a save's call and of a plain copy, in turns."""
     state, settings = side.state, side.state.settings
     side.step(0)  # the optimizers hold something from now on
     run = Run(open_store(uri), name)
     journal = Journal(run, 0)
     saver = _Waited(run, settings, journal)
     buffers = [torch.empty_like(tensor) for tensor in tensors_of(state)]
-    seconds: Seconds = {"stall": [], "copy": []}
+    large = torch.zeros(LARGE_BYTES // 4)
+    seconds: Seconds = {"stall": [], "copy": [], "copy of found tensors": []}
     for number in range(rounds + 2):  # the first two make the saver's buffers
         for what in ("stall", "copy") if number % 2 else ("copy", "stall"):
-            if cached:
-                side.step(number)
+            large.add_(1.0)
             if what == "stall":
                 took_s = timed(lambda: saver.save(state, {}))
                 saver.wait()
             else:
-                took_s = copy_s(buffers, tensors_of(state))
+                took_s = timed(lambda: copy(buffers, tensors_of(state)))
             if number > 1:
                 seconds[what].append(took_s)
+        tensors = tensors_of(state)
+        large.add_(1.0)
+        seconds["copy of found tensors"].append(timed(lambda found=tensors: copy(buffers, found)))
     saver.close()
     journal.close()
     return seconds
@@ -88,12 +96,10 @@ def tensors_of(state: TrainState) -> list[Tensor]:
     return [tensor for tensors in state.tensors().values() for tensor in tensors.values()]
 
 
-def copy_s(buffers: list[Tensor], tensors: list[Tensor]) -> float:
-    """Seconds of one plain host copy."""
-    started_s = time.perf_counter()
+def copy(buffers: list[Tensor], tensors: list[Tensor]) -> None:
+    """One plain host copy."""
     for buffer, tensor in zip(buffers, tensors, strict=True):
-        buffer.copy_(tensor.detach())
-    return time.perf_counter() - started_s
+        buffer.copy_(tensor)
 
 
 class _Waited(Saver):
@@ -119,7 +125,7 @@ class _Waited(Saver):
 
 def _shares(side: Contender, stall_s: float, *, quick: bool) -> tuple[list[Row], list[str]]:
     """The stall, and what else stands between two steps, beside the interval of the demo."""
-    settings, rounds = side.state.settings, 1 if quick else 3
+    settings, rounds = side.state.settings, 1 if quick else 2
     held_out = HeldOut(settings, side.state.spec, torch.device("cpu"))
     seconds: Seconds = {"cycle": [], "evaluation": []}
     for _ in range(rounds):

@@ -33,20 +33,20 @@ from tests.s3_server import S3Server, environment, s3_server
 
 MIB = 2**20
 BAR = 0.95
-TUNED = ((8, 4), (16, 4), (16, 16), (32, 4), (64, 4))  # MiB a part, parts under way
+TUNED = ((16, 4), (16, 16), (64, 4))  # MiB a part, parts under way
 FAILED: dict[str, str] = {}  # contenders that could not write to this server, and why
 Upload = Callable[[str, bytes], None]
 
 
 def measure(quick: bool) -> Result:
     """How fast a checkpoint's blob reaches the server, and in how many requests."""
-    sizes, rounds = ((8,), 1) if quick else ((64, 256), 5)
+    sizes = {8: 1} if quick else {64: 6, 256: 3}  # MiB: rounds
     rows: list[Row] = []
     raw: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         server = stack.enter_context(s3_server(Path(folder)))
         stack.enter_context(environment(server.environment))
-        for mib in sizes:
+        for mib, rounds in sizes.items():
             rates = _rates(server, mib, rounds)
             best = max((name for name in rates if name != "ours"), key=lambda n: rates[n])
             rows.append(
@@ -110,17 +110,40 @@ def contenders(server: S3Server) -> dict[str, Upload]:
             client.upload_fileobj(io.BytesIO(data), bucket, key, Config=config)
         )
     if find_spec("awscrt"):
-        found["boto3 over awscrt"] = _crt(client, bucket)
+        found["boto3 over awscrt"] = _crt(bucket)
     if find_spec("s3torchconnector"):
         found["s3torchconnector"] = _connector(server)
     return found
 
 
-def _crt(client: Any, bucket: str) -> Upload:
-    config = TransferConfig(preferred_transfer_client="crt")
+def _crt(bucket: str) -> Upload:
+    """boto3's own path over awscrt, put together by hand: boto3 gives it no http:// endpoint."""
+    import botocore.session
+    from awscrt.auth import AwsCredentialsProvider
+    from s3transfer.crt import (
+        BotocoreCRTRequestSerializer,
+        CRTTransferManager,
+        create_s3_crt_client,
+    )
+
+    provider = AwsCredentialsProvider.new_static(
+        os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    )
+    made = create_s3_crt_client("us-east-1", crt_credentials_provider=provider, use_ssl=False)
+    serializer = BotocoreCRTRequestSerializer(
+        botocore.session.get_session(),
+        {
+            "region_name": "us-east-1",
+            "endpoint_url": os.environ["AWS_ENDPOINT_URL"],
+            "config": s3.Config(
+                request_checksum_calculation="when_required", s3={"addressing_style": "path"}
+            ),
+        },
+    )
+    manager = CRTTransferManager(made, serializer)
 
     def upload(key: str, data: bytes) -> None:
-        client.upload_fileobj(io.BytesIO(data), bucket, key, Config=config)
+        manager.upload(io.BytesIO(data), bucket, key).result()
 
     return upload
 
@@ -160,6 +183,6 @@ def _counted(server: S3Server, proxy: FaultProxy, name: str, state: Any) -> Row:
     proxy.forget()
     manifest = checkpoint.save(run, state, {})
     sizes = [blob.size_bytes for blob in manifest.blobs.values()]
-    parts = sum(1 if size < s3.PART_BYTES else -(-size // s3.PART_BYTES) for size in sizes)
+    parts = sum(1 if size < s3.WHOLE_BYTES else -(-size // s3.PART_BYTES) for size in sizes)
     told = " + ".join(f"{size / MIB:.1f}" for size in sizes)
     return Row(f"requests less parts ({parts}), {name}: {told} MiB", proxy.count() - parts, bar=3)

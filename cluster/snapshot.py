@@ -43,9 +43,10 @@ def snapshot(
     """Copy a state to host memory, into `buffers` of an earlier snapshot where given."""
     own = state.tensors()
     into = buffers if buffers is not None and _alike(buffers, own) else _host_like(own)
-    pairs = [(into[f][name], t.detach()) for f, ts in own.items() for name, t in ts.items()]
+    sources = [tensor for tensors in own.values() for tensor in tensors.values()]
+    targets = [into[file][name] for file, tensors in own.items() for name in tensors]
     with torch.no_grad():  # one call: most of a state's tensors are small
-        torch._foreach_copy_([to for to, _ in pairs], [t for _, t in pairs], non_blocking=True)
+        torch._foreach_copy_(targets, sources, non_blocking=True)
     if state.device.type == "cuda":
         torch.cuda.synchronize(state.device)
     facts = {"spec": state.spec, "figures": dict(figures)}

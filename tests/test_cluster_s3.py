@@ -54,6 +54,12 @@ def proxy(running_proxy: FaultProxy) -> Iterator[FaultProxy]:
         yield running_proxy
 
 
+@pytest.fixture(autouse=True)
+def in_parts_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blobs go up in parts from a smaller size on than they do for users: the tests are quicker."""
+    monkeypatch.setattr(s3, "WHOLE_BYTES", s3.PART_BYTES)
+
+
 @pytest.fixture
 def prefix(request: pytest.FixtureRequest) -> str:
     """A place of its own for each test."""

@@ -331,16 +331,20 @@ def test_a_run_killed_and_started_again_is_the_uninterrupted_one(
     assert_equal_runs(run, whole)
 
 
-def test_a_killed_worker_and_the_run_goes_on_by_itself(results: Results, start: Any) -> None:
+@pytest.mark.parametrize(("victim", "count"), [("RayTrainWorker", 2), ("TrainController", 1)])
+def test_a_killed_process_and_the_run_goes_on_by_itself(
+    results: Results, start: Any, victim: str, count: int
+) -> None:
     folder = results.folder
     store = FolderStore(folder / "store")
-    whole, run = Run(store, "whole"), Run(store, "worker-killed")
+    name = f"killed-{victim.lower()}"
+    whole, run = Run(store, "whole"), Run(store, name)
 
-    first = start(*train_command(folder / "sixteen.yaml", "worker-killed", folder))
+    first = start(*train_command(folder / "sixteen.yaml", name, folder))
     wait_for_checkpoint(run, first)
-    workers = first.pids("RayTrainWorker", "ray::")
-    assert len(workers) == 2, "the marks of Ray Train's workers have changed"
-    os.kill(workers[-1], signal.SIGKILL)
+    victims = first.pids(victim, "ray::")
+    assert len(victims) == count, "the marks of Ray Train's processes have changed"
+    os.kill(victims[-1], signal.SIGKILL)
 
     told = folder / f"{first.mark}.txt"
     assert first.process.wait(200) == 0, told.read_text()

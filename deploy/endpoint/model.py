@@ -1,0 +1,170 @@
+"""A model that is ready to be served, and the holder that requests take it from."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from aalnet.errors import CheckpointError, NonFiniteError
+from aalnet.networks import DataSpec
+from aalnet.sampling import from_uint8, noise_for
+from aalnet.settings import Settings
+from cluster.checkpoint import Checkpoint, load_generator
+from cluster.manifest import Manifest
+from deploy.endpoint.executions import Plan, Runner
+from deploy.endpoint.probe import probe
+from deploy.endpoint.refusals import Refused
+from deploy.endpoint.settings import EndpointSettings
+
+log = logging.getLogger("aalnet.endpoint")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What one request asks of a model: k samples of one condition."""
+
+    condition: NDArray[np.uint8]  # [Cx, S, S]
+    label: int
+    noise: Tensor  # [k, Z]
+
+
+class LoadedModel:
+    """One verified checkpoint, warm, with the plan it runs by."""
+
+    def __init__(
+        self, name: str, found: Checkpoint, manifest: Manifest, settings: Settings, runner: Runner
+    ) -> None:
+        self.name = name
+        self.run, self.images, self.digest = found.run.name, found.images, manifest.digest
+        self.spec: DataSpec = manifest.spec
+        self.size_px: int = settings.data.size_px
+        self.noise_size: int = settings.network.noise_size
+        self.settings = settings
+        self.figures = {
+            name: value
+            for name, value in manifest.figures.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
+        self.runner = runner
+
+    def drawing(
+        self, condition: NDArray[np.uint8], label: str, num_samples: int, seed: int
+    ) -> Drawing:
+        """A request for this model; the same noise as `aalnet sample` takes for one image.
+
+        Raises:
+            Refused: the model does not know the label.
+        """
+        if label not in self.spec.labels:
+            raise Refused(422, "label", "unknown label; GET /v1/model lists those the model knows")
+        noise = noise_for(seed, 0, 1, num_samples, self.noise_size)[0]
+        return Drawing(condition, self.spec.labels.index(label), noise)
+
+    def draw(self, drawings: Sequence[Drawing]) -> list[Tensor]:
+        """The samples float32 [k, Cy, S, S] in [-1, 1] of each drawing.
+
+        Equal conditions are encoded once. More rows than a batch may have run in several.
+        """
+        places: dict[bytes, int] = {}
+        distinct: list[NDArray[np.uint8]] = []
+        owners: list[int] = []
+        for drawing in drawings:
+            key = drawing.condition.tobytes()
+            if key not in places:
+                places[key] = len(distinct)
+                distinct.append(drawing.condition)
+            owners += [places[key]] * len(drawing.noise)
+        counts = [len(drawing.noise) for drawing in drawings]
+        labels = torch.tensor([drawing.label for drawing in drawings])
+        label = labels.repeat_interleave(torch.tensor(counts))
+        noise = torch.cat([drawing.noise for drawing in drawings])
+        samples = [
+            self._batch(distinct, owners[first : first + step], label[first:], noise[first:])
+            for step in (self.runner.plan.batch_samples,)
+            for first in range(0, len(owners), step)
+        ]
+        return list(torch.split(torch.cat(samples), counts))
+
+    def _batch(
+        self, distinct: list[NDArray[np.uint8]], owners: list[int], label: Tensor, noise: Tensor
+    ) -> Tensor:
+        """One batch: the rows of `owners`, with the first of `label` and `noise`."""
+        rows, used = len(owners), sorted(set(owners))
+        place = {owner: i for i, owner in enumerate(used)}
+        condition = from_uint8(np.stack([distinct[i] for i in used]))
+        owner = torch.tensor([place[i] for i in owners])
+        return self.runner.draw(condition, owner, label[:rows], noise[:rows])
+
+    def check(self) -> None:
+        """Draw a fixed condition with every label: finite, and of the right shape.
+
+        Raises:
+            NonFiniteError: a sample is NaN or infinite.
+            CheckpointError: samples have another shape than the settings say.
+        """
+        shape = (self.spec.condition_channels, self.size_px, self.size_px)
+        condition = np.broadcast_to(np.linspace(0, 255, self.size_px).astype(np.uint8), shape)
+        drawings = [self.drawing(condition, label, 2, seed=0) for label in self.spec.labels]
+        expected = (2, self.spec.target_channels, self.size_px, self.size_px)
+        for label, samples in zip(self.spec.labels, self.draw(drawings), strict=True):
+            if not torch.isfinite(samples).all():
+                raise NonFiniteError(f"{self.title} draws what is not finite for `{label}`")
+            if samples.shape != expected:
+                raise CheckpointError(
+                    f"{self.title} draws {tuple(samples.shape)} where {expected} was expected"
+                )
+
+    @property
+    def title(self) -> str:
+        return f"{self.run}@{self.images} ({self.digest[:12]})"
+
+
+def device_of() -> torch.device:
+    """Where models run: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Loader:
+    """Makes checkpoints ready; probes once per architecture, since only sizes decide speed."""
+
+    def __init__(self, settings: EndpointSettings) -> None:
+        self.settings = settings
+        self._plans: dict[str, Plan] = {}
+
+    def load(self, found: Checkpoint, name: str) -> LoadedModel:
+        """Read, verify, warm and check a checkpoint.
+
+        Raises:
+            CheckpointError: missing, damaged, or drawing the wrong shape.
+            StoreError: the storage does not answer.
+            NonFiniteError: it draws what is not finite.
+        """
+        manifest = found.manifest()
+        generator, settings = load_generator(found, device_of())
+        size_px = settings.data.size_px
+        key = f"{settings.network} {size_px} {manifest.spec}"
+        if key not in self._plans:
+            self._plans[key] = probe(generator, manifest.spec, size_px, self.settings)
+        plan = self._plans[key]
+        loaded = LoadedModel(
+            name, found, manifest, settings, Runner(generator, manifest.spec, size_px, plan)
+        )
+        runner = loaded.runner
+        for size in plan.sizes:
+            runner.draw(*runner.inputs(size))
+        loaded.check()
+        return loaded
+
+
+class ModelHolder:
+    """The model that new requests get. Requests keep the one they were admitted with."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.current = model  # replaced in one assignment, which Python makes atomic
