@@ -180,8 +180,7 @@ def cause_of(failure: TrainingFailedError) -> Cause:
     deaths = [error for error in inner if isinstance(error, RayActorError)]
     if any(death.preempted for death in deaths):
         return Cause.PREEMPTION
-    if any("node" in str(death).lower() and "died" in str(death).lower()
-           and "node_death_info" in str(death) for death in deaths):  # fmt: skip
+    if any("node has died" in str(death) for death in deaths):  # the only sign that Ray gives
         return Cause.LOST_NODE
     if not deaths and any(isinstance(_root(error), BUGS) for error in inner):
         return Cause.BUG

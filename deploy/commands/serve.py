@@ -69,6 +69,7 @@ def serve(
     from deploy.endpoint.service import Service
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # tells where it found credentials
     listening = bind(host, port)
     source = Source(open_store(storage), model or checkpoint or "", promoted=model is not None)
     service = Service(source, settings, known)
