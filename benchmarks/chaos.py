@@ -136,7 +136,8 @@ def kill_table(cases: Sequence[Case]) -> list[str]:
         f"| what was hit | {tally(list(cases), lambda case: case.hit)} |",
         f"| network | {tally(list(cases), lambda case: case.network)} |",
         f"| process | {tally(list(cases), lambda c: 'forked' if c.forked else 'a program')} |",
-        f"| steps lost, in intervals of {STEPS_EACH} steps: median, most "
+        f"| steps lost, in intervals of {STEPS_EACH} steps, an upload that takes longer included: "
+        f"median, most "
         f"| {statistics.median(lost):.2f}, {max(lost):.2f} |",
         f"| the same where no state was on its way to the storage | "
         f"{statistics.median(idle):.2f}, {max(idle):.2f} |",

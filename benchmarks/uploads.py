@@ -44,7 +44,7 @@ def measure(quick: bool) -> Result:
     rows: list[Row] = []
     raw: list[str] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        server = stack.enter_context(s3_server(Path(folder)))
+        server = stack.enter_context(s3_server(Path(folder), volumes=400))
         stack.enter_context(environment(server.environment))
         for mib, rounds in sizes.items():
             rates = _rates(server, mib, rounds)

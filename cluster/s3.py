@@ -27,10 +27,9 @@ from botocore.exceptions import (
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
-    ReadTimeoutError,
     ResponseStreamingError,
 )
-from urllib3.exceptions import HTTPError  # botocore lets it through where a listing is cut
+from urllib3.exceptions import HTTPError, ProtocolError  # botocore lets some through
 
 from aalnet.errors import AalnetError, ConfigError
 from cluster.store import (
@@ -55,7 +54,7 @@ AT_ONCE = 8  # parts of one blob under way
 ATTEMPTS, CONNECT_S, READ_S = 5, 3, 20
 CONFLICTS = 5  # tries of a conditional put that met another one under way
 CUTS = 4  # tries where an answer's body broke off: boto3 itself retries up to the headers only
-CUT = (HTTPError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+CUT = (ProtocolError, IncompleteReadError, ResponseStreamingError)
 T = TypeVar("T")
 MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 TAKEN = frozenset({"PreconditionFailed", "412"})

@@ -59,7 +59,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def s3_server(
-    folder: Path, bucket: str = "aalnet", address: str = "127.0.0.1"
+    folder: Path, bucket: str = "aalnet", address: str = "127.0.0.1", volumes: int = 100
 ) -> Iterator[S3Server]:
     """A server whose data lie in `folder`; stopped by its pid at the end."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def s3_server(
         weed(), "server", f"-ip={address}", f"-ip.bind={address}", f"-dir={folder}",
         f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
         "-s3", f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.config={config}",
-        "-master.volumeSizeLimitMB=64", "-volume.max=100",
+        "-master.volumeSizeLimitMB=64", f"-volume.max={volumes}",
     ]  # fmt: skip
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
