@@ -52,8 +52,8 @@ WHOLE_BYTES = 64 * MIB  # a smaller blob goes up in one request, not in parts, b
 AT_ONCE = 8  # parts of one blob under way
 # A call ends within ATTEMPTS * (CONNECT_S + READ_S) and about 15 s of waiting between them.
 ATTEMPTS, CONNECT_S, READ_S = 5, 3, 20
-CONFLICTS = 5  # tries of a conditional put that met another one under way
-CUTS = 4  # tries where an answer's body broke off: boto3 itself retries up to the headers only
+UNSIGNED: Any = {"payload_signing_enabled": False}  # blobs bear their SHA-256: not one more of each
+CONFLICTS, CUTS = 5, 4  # tries of a put that met another; of a body that broke off half-way
 CUT = (ProtocolError, IncompleteReadError, ResponseStreamingError)
 T = TypeVar("T")
 MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
@@ -270,14 +270,16 @@ def make_client() -> S3Client:
         retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
         max_pool_connections=2 * AT_ONCE,
         tcp_keepalive=True,
+        s3=UNSIGNED,
         **checksums,  # type: ignore[arg-type]  # plain strings, checked by botocore
     )
     client = boto3.Session().client("s3", config=config)
     if ".amazonaws.com" in client.meta.endpoint_url:
         return client
     # Servers other than AWS seldom answer to a bucket's name in front of their own.
-    by_path = config.merge(Config(s3={"addressing_style": "path"}))
-    return boto3.Session().client("s3", config=by_path)
+    by_path: Any = {**UNSIGNED, "addressing_style": "path"}
+    config = config.merge(Config(s3=by_path))
+    return boto3.Session().client("s3", config=config)
 
 
 def _again(act: Callable[[], T]) -> T:
