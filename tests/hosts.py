@@ -44,7 +44,7 @@ class Hosts:
     count: int
     folder: Path
     bridge: str = "aalbr0"
-    ray_pids: dict[int, int] = field(default_factory=dict)
+    nodes: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Hosts:
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         log.close()
-        self.ray_pids[host] = process.pid
+        self.nodes[host] = process
         end_s = time.monotonic() + START_S
         while b"Ray runtime started" not in (self.folder / f"ray-{host}.log").read_bytes():
             if process.poll() is not None or time.monotonic() > end_s:
@@ -91,8 +91,8 @@ class Hosts:
         for pid in done.stdout.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError, KeyError):
-            os.waitpid(self.ray_pids.pop(host), 0)
+        if (node := self.nodes.pop(host, None)) is not None:
+            node.wait()
 
     def pull_cable(self, host: int) -> None:
         _run("ip", "link", "set", f"aalveth{host}", "down")
