@@ -121,8 +121,9 @@ def killed(batch: Batch) -> Batch:
 
 
 def poisoned(batch: Batch) -> Batch:
-    batch.target[0, 0, 0, 0] = math.nan
-    return batch
+    floats = batch.to(CPU, torch.float32)  # bytes cannot hold it
+    floats.target[0, 0, 0, 0] = math.nan
+    return floats
 
 
 # A whole run
