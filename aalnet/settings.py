@@ -124,7 +124,10 @@ class RunSettings(Section):
 
     images: Count = Field(48_000, description="conditions to train on; ends at a whole batch")
     checkpoint_every_images: Count = Field(
-        8_000, description="evaluate, draw the grid and save, at the first batch at or past it"
+        8_000, description="save, evaluate and draw the grid, at the first batch at or past it"
+    )
+    evaluate_every_images: Count | None = Field(
+        None, description="evaluate only at the first checkpoint at or past it; default: at each"
     )
     log_every_images: Count = Field(480, description="one line of metrics.jsonl")
     keep_last: Count = Field(2, description="newest checkpoints kept")
@@ -234,8 +237,8 @@ class Settings(Section):
 
 RESUMABLE_SECTIONS = frozenset({"evaluation", "failures"})
 RESUMABLE_KEYS = frozenset({"data.memory_budget_mib", "data.cache_gib", *(f"run.{key}" for key in (
-    "checkpoint_every_images", "log_every_images", "keep_last", "keep_best", "keep_every",
-    "best_by", "workers", "device", "grid_conditions",
+    "checkpoint_every_images", "evaluate_every_images", "log_every_images", "keep_last",
+    "keep_best", "keep_every", "best_by", "workers", "device", "grid_conditions",
 ))})  # fmt: skip
 
 

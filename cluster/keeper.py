@@ -79,7 +79,10 @@ class Keeper:
             self.log("warning", text=text)
 
     def checkpoint(self) -> None:
-        """Measure, draw, and have the state saved in the background."""
+        """Have the state saved in the background; measure and draw first where that is due."""
+        if not self._evaluation_due():
+            self.save({})
+            return
         figures: Figures = {}
         grid = b""
         if self._books is not None:
@@ -96,6 +99,15 @@ class Keeper:
             self._books[2].picture(f"{self._state.images_seen}.png", grid)
         self._world.agree(0)
         self._report(figures)
+
+    def _evaluation_due(self) -> bool:
+        """Is it, at this checkpoint? By position alone: alike on every worker, and when resumed."""
+        settings, seen = self._state.settings, self._state.images_seen
+        every, pace = settings.run.evaluate_every_images, settings.run.checkpoint_every_images
+        if every is None or seen >= settings.run.images:
+            return True
+        before, now = (at // pace * pace for at in (seen - settings.data.batch_images, seen))
+        return before // every < now // every
 
     def save(self, figures: Figures) -> None:
         """Have the state saved in the background."""

@@ -129,6 +129,15 @@ def poisoned(batch: Batch) -> Batch:
 # A whole run
 
 
+def test_evaluations_may_be_rarer_than_checkpoints(data: Path, tmp_path: Path) -> None:
+    rare = {"run.checkpoint_every_images": 8, "run.evaluate_every_images": 16, "run.images": 40}
+    run = run_in(tmp_path)
+    assert go(run, tiny_settings(data, rare), lambda figures: None) == "finished"
+    assert [record["images"] for record in of_kind(run, "checkpoint")] == [8, 16, 24, 32, 40]
+    assert [record["images"] for record in of_kind(run, "evaluation")] == [16, 32, 40]
+    assert sorted(run.samples()) == [16, 32, 40]
+
+
 @pytest.mark.parametrize("model", ["aalnet", "gan", "vae"])
 def test_every_model_runs_to_its_end(data: Path, tmp_path: Path, model: str) -> None:
     settings = tiny_settings(data, {"model": model, "data.balanced_labels": True})
