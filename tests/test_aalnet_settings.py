@@ -388,7 +388,8 @@ def test_round_trip_through_json() -> None:
 
 
 RESUMABLE = [
-    "data.memory_budget_mib=1", "run.evaluate_every_images=480", "run.checkpoint_every_images=7", "run.log_every_images=7",
+    "data.memory_budget_mib=1", "run.checkpoint_every_images=7", "run.log_every_images=7",
+    "run.evaluate_every_images=480",
     "run.keep_last=9", "run.keep_best=3", "run.keep_every=4", "run.best_by=l1", "run.workers=2",
     "run.workers='1:3'", "run.device=cpu", "run.grid_conditions=1", "data.cache_gib=1",
     "failures.budget=0", "failures.counted=[storage]", "failures.storage_patience_s=5",
