@@ -199,7 +199,8 @@ def goodput(
     """Ours, then plain Ray Train, for the same time with the same kills."""
     every_images = 100 * BATCH
     values = {**STEP_EACH, "run.images": BATCH * 100_000,
-              "run.checkpoint_every_images": every_images}  # fmt: skip
+              "run.checkpoint_every_images": every_images,
+              "run.evaluate_every_images": BATCH * 100_000}  # fmt: skip  # plain Ray does none
     config = write_config(folder / "goodput.yaml", tiny_values(folder, values))
     return [
         _ours(server, folder, config, seconds, every_s, seed),
