@@ -13,8 +13,8 @@ import torch
 
 from aalnet.batch import Batch
 from aalnet.settings import Settings
-from cluster.data import Pairs
-from cluster.order import Chances, Order, augment, worker_slice
+from cluster.data.order import Chances, Order, augment, worker_slice
+from cluster.data.pairs import Pairs
 from cluster.store import StoreError
 
 AHEAD = 2  # batches

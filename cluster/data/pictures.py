@@ -11,6 +11,7 @@ from PIL import Image
 from aalnet.errors import DataError
 
 CHANNELS = {"L": 1, "RGB": 3}
+MODES = {channels: mode for mode, channels in CHANNELS.items()}
 FORMATS = ("PNG", "JPEG", "WEBP")
 LARGEST_PX = 4096  # checked from the header, before anything is decoded
 BY_LINE = {"L": "L", "RGB": "RGB;L"}  # Pillow's raw modes: each line's planes one after another
@@ -58,6 +59,13 @@ def check_picture(image: Image.Image, name: str, *, strict: bool = True) -> None
         raise DataError(f"{name} has mode {image.mode}; it must be grey (L) or RGB: convert it")
     if strict and image.width != image.height:
         raise DataError(f"{name} is {image.width}x{image.height}; it must be square: pad it")
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def resized(image: Image.Image, size_px: int) -> Image.Image:

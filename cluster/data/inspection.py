@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw
 
 from aalnet.errors import DataError
-from cluster.data import Rows
-from cluster.pictures import open_picture
-from cluster.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
+from cluster.data.pairs import Rows
+from cluster.data.pictures import open_picture, png
+from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
 from cluster.store import open_store
 
 SPLITS = ("train", "test")
@@ -174,9 +173,7 @@ def contact_sheet(found: Inspection) -> bytes:
             left = HEAD_PX + column * (2 * SHEET_PX + 8)
             for side, picture in enumerate(pair):
                 sheet.paste(picture, (left + side * SHEET_PX, top))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(sheet)
 
 
 def _parts(source: str) -> dict[str, list[Shard]]:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from aalnet.errors import DataError
 from aalnet.networks import DataSpec
-from cluster.pictures import open_picture, planes, resized
-from cluster.row_cache import RowCache, cache_folder
-from cluster.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
+from cluster.cache import cache_folder
+from cluster.data.pictures import open_picture, planes, resized
+from cluster.data.row_cache import RowCache
+from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
 
 AT_ONCE = 8  # shards in S3 whose indices are read side by side
 MAPPED = 4096  # row groups mapped at a time; the kernel allows a process about 65,000

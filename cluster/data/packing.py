@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aalnet.errors import DataError
-from cluster.pictures import CHANNELS, FORMATS, check_picture, open_picture, resized
-from cluster.shards import S3
-from cluster.sources import Item, Rejected
+from cluster.data.pictures import CHANNELS, FORMATS, check_picture, open_picture, png, resized
+from cluster.data.shards import S3
+from cluster.data.sources import Item, Rejected
 from cluster.store import BlobMissing, Store, open_store
 
 FORMAT = 1  # of shards and manifests; another one packs everything anew
@@ -151,9 +151,7 @@ def _encoded(picture: Image.Image, data: bytes, size_px: int | None) -> bytes:
     """The file as it came, where nothing has to be changed; else a PNG."""
     if data and size_px in (None, picture.width):
         return data
-    buffer = io.BytesIO()
-    resized(picture, size_px or picture.width).save(buffer, "PNG")
-    return buffer.getvalue()
+    return png(resized(picture, size_px or picture.width))
 
 
 def _halves(data: bytes, condition_side: Side) -> list[Image.Image]:

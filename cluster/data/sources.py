@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aalnet.errors import DataError
-from cluster.shards import S3
+from cluster.data.shards import S3
+from cluster.data.walk import PICTURE, File, Walk, file_at
 from cluster.store import BlobMissing, open_store
-from cluster.walk import PICTURE, File, Walk, file_at
 
 Layout = Literal["tree", "side-by-side", "list"]
 LIST_ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")

@@ -32,13 +32,6 @@ FILL_SHARE = 0.9  # of the cap, left after some have gone
 SCAN_SHARE = 1 / 64  # of the cap, written between two looks at the whole folder
 
 
-def cache_folder() -> Path:
-    """`AALNET_CACHE`, else `aalnet` in the user's cache folder."""
-    own = os.environ.get("AALNET_CACHE")
-    usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own if own else f"{usual}/aalnet").expanduser().absolute()
-
-
 class RowCache:
     """Tables by key, at most `cap_bytes` of them."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aalnet.errors import DataError
-from cluster.shards import S3
+from cluster.data.shards import S3
 from cluster.store import open_store
 
 PICTURE = re.compile(r"\.(?:png|jpe?g|webp)$", re.IGNORECASE)

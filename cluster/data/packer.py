@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aalnet.errors import DataError
-from cluster.packing import FORMAT, Form, Job, Side, modes_of
-from cluster.shards import S3, UNFINISHED
-from cluster.sources import Item, Layout, Listing, Rejected, list_source
+from cluster.data.packing import FORMAT, Form, Job, Side, modes_of
+from cluster.data.shards import S3, UNFINISHED
+from cluster.data.sources import Item, Layout, Listing, Rejected, list_source
 from cluster.store import BlobMissing, Store, open_store
 
 SPLITS = ("train", "test")
