@@ -1,0 +1,108 @@
+"""Where Prometheus finds what runs on this machine: one file_sd file per process that is scraped.
+
+They lie in `targets` of the cache folder. A file goes when its process ends; those of processes
+that were killed go when somebody looks next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.cache import cache_folder
+
+EVERYWHERE = {"", "0.0.0.0", "::"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is scraped at an address: `instance` is `run/NAME`, `campaign/NAME`, `endpoint/...`."""
+
+    instance: str
+    host: str
+    port: int
+    pid: int
+
+    @property
+    def address(self) -> str:
+        """`host:port` as seen from this machine."""
+        host = "127.0.0.1" if self.host in EVERYWHERE else self.host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def targets_folder() -> Path:
+    """The folder that Prometheus watches."""
+    return cache_folder() / "targets"
+
+
+@contextlib.contextmanager
+def announced(target: Target, warn: Callable[[str], None]) -> Iterator[None]:
+    """Have Prometheus find a target while the block runs; where that fails, `warn` says so."""
+    path = None
+    try:
+        path = _announce(target)
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder is known
+        warn(f"Prometheus will not find the metrics at {target.address} by itself: {error}")
+    try:
+        yield
+    finally:
+        if path is not None:
+            with contextlib.suppress(OSError):  # swept later
+                path.unlink(missing_ok=True)
+
+
+def _announce(target: Target) -> Path:
+    """Write a target's file, and remove those of processes that are gone."""
+    folder = targets_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep()
+    stem = re.sub(r"[^\w.-]", "-", target.instance)
+    path = folder / f"{stem}-{target.pid}.json"
+    # A label that begins with `__` goes no further than Prometheus' own relabelling.
+    labels = {"instance": target.instance, "__pid": str(target.pid)}
+    entry = {"targets": [target.address], "labels": labels}
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps([entry]), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def sweep() -> None:
+    """Remove the files of processes that are gone."""
+    for path, target in _files():
+        if not _alive(target.pid):
+            with contextlib.suppress(OSError):  # another user's
+                path.unlink(missing_ok=True)
+
+
+def targets() -> list[Target]:
+    """What can be scraped on this machine now, by instance."""
+    return sorted(
+        (target for _, target in _files() if _alive(target.pid)),
+        key=lambda target: (target.instance, target.port),
+    )
+
+
+def _files() -> Iterator[tuple[Path, Target]]:
+    """The files that can be read; others are none of ours."""
+    for path in sorted(targets_folder().glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+            (entry,) = json.loads(path.read_text(encoding="utf-8"))
+            host, _, port = entry["targets"][0].rpartition(":")
+            instance, pid = entry["labels"]["instance"], int(entry["labels"]["__pid"])
+            yield path, Target(instance, host.strip("[]"), int(port), pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,60 @@
+"""What finished runs leave in Prometheus: nothing but their past."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aalnet.settings import Settings, TelemetrySettings
+from cluster.telemetry.exporter import Exporter
+from cluster.telemetry.run_export import RunExport
+from cluster.telemetry.teller import Teller
+from tests.prometheus_server import prometheus_server, query, value, wait_for
+from tests.test_cluster_telemetry import LOG
+from tests.test_cluster_telemetry_live import OURS, SERIES_OF_A_RUN
+from tests.tiny_runs import tiny_settings, write_data
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_hundred_finished_runs_leave_no_series(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lives for some scrapes, as many at once as a cluster has; then its series end."""
+    settings = tiny_settings(write_data(tmp_path / "data"))
+    monkeypatch.setenv("AALNET_CACHE", str(tmp_path / "cache"))
+    at_once, every_s = 20, 1.0
+
+    telemetry = TelemetrySettings()
+    exported = Exporter("run/0", telemetry, full_export("run-0", settings).read, pytest.fail)
+    told = sum(len(metric.samples) for metric in exported.collect())
+
+    def finish(number: int, base: str) -> None:
+        export = full_export(f"run-{number}", settings)
+        with Exporter(f"run/{number}", telemetry, export.read, pytest.fail):
+            seen = f"count({{__name__=~'aalnet_.*',run='run-{number}'}})"
+            wait_for("a scrape", lambda: value(base, seen), 120)
+
+    with prometheus_server(tmp_path / "cache", every_s) as base:
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(finish, range(100), [base] * 100))
+        wait_for("the end", lambda: not query(base, OURS), 60)
+        ever = f"count(last_over_time({OURS}[1h]))"
+        each = "max(count by (run) (last_over_time({__name__=~'aalnet_.*'}[1h])))"
+        assert value(base, "count(count by (run) (last_over_time(aalnet_run_info[1h])))") == 100
+        assert value(base, each) == told < SERIES_OF_A_RUN
+        assert (value(base, ever) or 0) < 100 * SERIES_OF_A_RUN
+
+
+def full_export(run: str, settings: Settings) -> RunExport:
+    """A run of two workers that has told of all it can."""
+    export, messages = RunExport(run, settings, "cpu", 2), list[Any]()
+    for worker in (0, 1):
+        teller = Teller(run, settings, worker, messages.append, pytest.fail)
+        for record in LOG[:-1]:
+            teller.see(record)
+        teller.step(4, 0.1, 0.01, 0.01)
+        teller._tell()
+        export.take(worker, messages[-1])
+    return export
