@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aalnet.errors import AalnetError, UserError
 from aalnet.sampling import from_uint8
-from cluster.pictures import decode_image
+from cluster.data.pictures import decode_image
 
 TRIES = 5
 FIRST_PAUSE_S = 0.5

@@ -34,13 +34,16 @@ def figures(evaluation: Mapping[str, Any]) -> list[Figure]:
     for name in (kid_name(evaluation), *FIGURE_ORDER):
         value = evaluation.get(name) if name else None
         if name and isinstance(value, int | float):
-            floor = 0.0 if name == "diversity" else evaluation.get(_floor_key(name))
+            floor = floor_of(evaluation, name)
             found.append(Figure(name, value, floor, name in HIGHER_IS_BETTER))
     return found
 
 
-def _floor_key(name: str) -> str:
-    return f"{name.removeprefix('best_of_k_')}_condition"
+def floor_of(evaluation: Mapping[str, Any], name: str) -> float | None:
+    """The figure of returning the condition; None where it was not measured."""
+    if name == "diversity":
+        return 0.0
+    return evaluation.get(f"{name.removeprefix('best_of_k_')}_condition")
 
 
 def kid_name(evaluation: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.runs import Record
@@ -38,39 +38,56 @@ class Goodput:
         return self.seconds["step"] / self.total_s if self.total_s else 0.0
 
 
-def goodput(records: Sequence[Record], batch_images: int) -> Goodput:
-    """Add up a run's log."""
-    seconds = dict.fromkeys(PARTS, 0.0)
-    restarts: Counter[str] = Counter()
-    before_images, whole_s, began_s = 0, 0.0, None
-    for record in records:
-        kind = record["kind"]
+class Account:
+    """A run's time, added up record by record."""
+
+    def __init__(self, batch_images: int) -> None:
+        self._batch_images = batch_images
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._restarts: Counter[str] = Counter()
+        self._before_images, self._whole_s = 0, 0.0
+        self._last_s: float | None = None
+
+    def add(self, record: Record) -> None:
+        """Count the time that a record tells of."""
+        kind, seconds = record["kind"], self._seconds
         if kind == "start":
             for part, key in (("start", "startup_s"), ("recovery", "recovery_s"),
                               ("lost work", "lost_s")):  # fmt: skip
                 seconds[part] += record.get(key, 0.0)
             if record.get("cause"):
-                restarts[str(record["cause"])] += 1
+                self._restarts[str(record["cause"])] += 1
         elif kind == "train":
-            steps = max(record["images"] - before_images, 0) / batch_images
-            before_images = record["images"]
+            steps = max(record["images"] - self._before_images, 0) / self._batch_images
+            self._before_images = record["images"]
             seconds["step"] += steps * record.get("step_s", 0.0)
             seconds["data"] += steps * record.get("data_s", 0.0)
         elif kind == "evaluation":
             seconds["evaluation"] += record.get("seconds", 0.0)
         elif kind == "checkpoint":
             seconds["checkpoint"] += record.get("stall_s", 0.0)
-    for record in records:
         now_s = record.get("time_s")
         if now_s is None:
-            continue
-        if record["kind"] == "start" or began_s is None:
-            began_s = last_s = now_s
-        whole_s += max(now_s - last_s, 0.0)
-        last_s = max(now_s, last_s)
-    known_s = sum(seconds[part] for part in ("step", "data", "evaluation", "checkpoint"))
-    seconds["other"] = max(whole_s - known_s, 0.0)
-    return Goodput(seconds, dict(restarts))
+            return
+        if kind == "start" or self._last_s is None:
+            self._last_s = now_s
+        self._whole_s += max(now_s - self._last_s, 0.0)
+        self._last_s = max(now_s, self._last_s)
+
+    def goodput(self) -> Goodput:
+        """What was counted so far."""
+        seconds = dict(self._seconds)
+        known_s = sum(seconds[part] for part in ("step", "data", "evaluation", "checkpoint"))
+        seconds["other"] = max(self._whole_s - known_s, 0.0)
+        return Goodput(seconds, dict(self._restarts))
+
+
+def goodput(records: Iterable[Record], batch_images: int) -> Goodput:
+    """Add up a run's log."""
+    account = Account(batch_images)
+    for record in records:
+        account.add(record)
+    return account.goodput()
 
 
 def before_start(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from PIL import Image
@@ -14,7 +12,7 @@ from aalnet.features import load_features
 from aalnet.networks import DataSpec, Generator
 from aalnet.sampling import draw, from_uint8, grid, noise_for
 from aalnet.settings import Settings
-from cluster.data import Pairs
+from cluster.data.pairs import Pairs
 
 SEED = 20_240  # of evaluation noise: the same for every run, model and checkpoint
 
@@ -64,10 +62,3 @@ class HeldOut:
         noise = noise_for(SEED, 0, count, k, self.settings.network.noise_size)
         samples = draw(generator, condition, self.labels[chosen], noise.to(self.device))
         return [[condition[i], target[i], *samples[i]] for i in range(count)]
-
-
-def png(picture: Image.Image) -> bytes:
-    """A picture as PNG."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

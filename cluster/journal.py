@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 
 from cluster.runs import Record, Run, parse_records
 from cluster.store import BlobMissing, StoreError
@@ -20,6 +21,7 @@ AGAIN_S = 2.0  # between two tries while the storage fails
 
 class Journal:
     """Opens metrics.jsonl as it was at `images`; `dropped` is what had been logged beyond.
+    `see` is told of every record that is logged from now on.
 
     The only writer while it is open. Safe to use from several threads.
 
@@ -27,8 +29,10 @@ class Journal:
         StoreError: the log cannot be read.
     """
 
-    def __init__(self, run: Run, images: int) -> None:
-        self._run, self._key = run, run.key("metrics.jsonl")
+    def __init__(
+        self, run: Run, images: int, see: Callable[[Record], None] = lambda record: None
+    ) -> None:
+        self._run, self._key, self._see = run, run.key("metrics.jsonl"), see
         try:
             before = run.store.read(self._key)
         except BlobMissing:
@@ -48,10 +52,11 @@ class Journal:
 
     def log(self, record: Record) -> None:
         """Add one record, stamped with the time. Never waits for the storage."""
-        line = _line({**record, "time_s": round(time.time(), 3)})
+        record = {**record, "time_s": round(time.time(), 3)}
         with self._lock:
-            self._text += line
+            self._text += _line(record)
         self._wake.set()
+        self._see(record)
 
     def records(self) -> list[Record]:
         """Everything in the log by now."""

@@ -17,15 +17,18 @@ import torch
 from aalnet.errors import AalnetError
 from aalnet.evaluation import Figures
 from aalnet.state import TrainState
+from cluster.data.pictures import png
 from cluster.goodput import before_start, goodput
-from cluster.held_out import HeldOut, png
+from cluster.held_out import HeldOut
 from cluster.journal import Journal
 from cluster.runs import Record, Run
 from cluster.saver import Saver
 from cluster.store import StoreError
+from cluster.telemetry.board import Board
+from cluster.telemetry.teller import Publish, Teller
 from cluster.world import ProcessWorld
 
-Report = Callable[[Figures], None]  # told of every checkpoint's figures, on every worker
+Report = Callable[[int, Figures], None]  # images seen and the figures there, on every worker
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Launch:
     past: Callable[[], Record] = dict  # `cause` and `error` of the interruption before it
     node_is_taken: Callable[[], bool] = bool  # a spot notice; asked by every worker alike
     save_wished: threading.Event = field(default_factory=threading.Event)  # of worker 0 alone
+    publish: Publish | None = None  # takes the worker's metrics, every few seconds
 
 
 class Keeper:
@@ -51,14 +55,22 @@ class Keeper:
         self._run, self._state, self._world, self._report = run, state, world, report
         self._launch, self._saved_at = launch, state.images_seen
         self._books: tuple[HeldOut, Journal, Saver] | None = None
+        self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
         if world.rank == 0:
             held_out = HeldOut(state.settings, state.spec, state.device)
-            journal = Journal(run, state.images_seen)
-            self._books = held_out, journal, Saver(run, state.settings, journal)
+            journal = Journal(run, state.images_seen, self.telemetry.see)
+            saver = Saver(run, state.settings, journal)
+            self._books = held_out, journal, saver
+            if state.settings.telemetry.tensorboard:
+                self.telemetry.show_on(Board(run, state.images_seen, self._warn))
+            self.telemetry.recall(journal.kept)
+            self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
+            self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
         self._started_s = time.perf_counter()
 
     def start(self, warnings: list[str]) -> None:
         """Log that the run starts, or goes on, and what was wrong with what it found."""
+        self.telemetry.start()
         if self._books is None:
             return
         _, journal, _ = self._books
@@ -76,7 +88,7 @@ class Keeper:
             **(why if "recovery_s" in before else {}),
         )
         for text in warnings:
-            self.log("warning", text=text)
+            self._warn(text)
 
     def checkpoint(self) -> None:
         """Have the state saved in the background; measure and draw first where that is due."""
@@ -92,13 +104,15 @@ class Keeper:
             grid = png(held_out.grid(self._state.ema))
             seconds = time.perf_counter() - started_s
             self.log(
-                "evaluation", **{**figures, "held_out_images": figures["images"]}, seconds=seconds
-            )
+                "evaluation", **{**figures, "held_out_images": figures["images"]},
+                ema_distance=self._state.ema_distance(), seconds=seconds,
+            )  # fmt: skip
         self.save(figures)
         if self._books is not None:  # after the state, which is worth more
             self._books[2].picture(f"{self._state.images_seen}.png", grid)
+            self.telemetry.picture(self._state.images_seen, grid)
         self._world.agree(0)
-        self._report(figures)
+        self._report(self._state.images_seen, figures)
 
     def _evaluation_due(self) -> bool:
         """Is it, at this checkpoint? By position alone: alike on every worker, and when resumed."""
@@ -141,23 +155,25 @@ class Keeper:
             with contextlib.suppress(AalnetError):  # something worse is about to be told
                 self._books[2].close(self._state.settings.failures.grace_s)
 
-    def fail(self, error: str) -> None:
+    def fail(self, error: str, **facts: str) -> None:
         """End badly, and say so in the log if the storage takes it."""
         with contextlib.suppress(StoreError):  # the error itself is raised to the driver
-            self._end("failed", error)
+            self._end("failed", error=error, **facts)
 
     def log(self, kind: str, **facts: Any) -> None:
         """Add a record of this moment to the log."""
         if self._books is not None:
             self._books[1].log({**facts, "kind": kind, "images": self._state.images_seen})
 
-    def _end(self, status: str, error: str | None = None) -> None:
+    def _warn(self, text: str) -> None:
+        self.log("warning", text=text)
+
+    def _end(self, status: str, **why: str) -> None:
         if self._books is None:
             return
         _, journal, _ = self._books
         seconds = time.perf_counter() - self._started_s
         spent = goodput(journal.records(), self._state.settings.data.batch_images)
         facts = {"goodput": round(spent.share, 4), "seconds": spent.rounded()}
-        why = {"error": error} if error else {}
         self.log("end", status=status, train_seconds=seconds, **facts, **why)
         journal.close()

@@ -1,6 +1,6 @@
 """Starts a run: decides workers and device, joins or starts Ray, and runs Ray Train.
 
-The only module that starts Ray. `--workers 0` trains in this process, without it.
+`--workers 0` trains in this process, without it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
 import tempfile
 import threading
 import time
@@ -16,19 +15,23 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aalnet.errors import AalnetError, ConfigError
+from aalnet.errors import ConfigError
 from aalnet.settings import Settings
-from cluster.keeper import Launch
+from cluster.fenced import fence_of
+from cluster.keeper import Launch, Report
 from cluster.loop import train
 from cluster.policy import Cause, Streak, newest_images
-from cluster.runs import Record, Run
+from cluster.ray_session import QUIET, ClusterError, forwarded, ray_session
+from cluster.runs import Run
 from cluster.stop import Stop
 from cluster.store import StoreError
+from cluster.telemetry.run_export import exported
 from cluster.world import ProcessWorld
 
 if TYPE_CHECKING:
@@ -36,23 +39,9 @@ if TYPE_CHECKING:
 
     from cluster.survival import Mail
 
-QUIET = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints of workers would come out twice
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative data paths keep their meaning
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # a dead worker is found within about two
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # then with fewer workers, or again
-}
-FORWARDED = ("AWS_", "GLOO_", "NCCL_")  # where the storage is; which network to use
 RESIZE_EVERY_S = 8.0  # an elastic run looks so often whether there are more machines
 TEARDOWN_S = 10.0  # for Ray to end its processes, after the grace period
 POLL_S = 0.2
-
-
-class ClusterError(AalnetError):
-    """Ray, or a worker's machine, failed."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +93,14 @@ def connected(settings: Settings, address: str | None) -> Iterator[Placement]:
         ClusterError: the cluster cannot be reached.
         ConfigError: it cannot hold the run.
     """
-    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
-    import ray  # takes seconds: nothing that fails before needs it
-
     here = place_here(settings)
-    try:
-        if address:
-            _require_listener(address)
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        else:
-            cpus = max(here.workers, len(os.sched_getaffinity(0)))
-            ray.init("local", num_cpus=cpus, log_to_driver=False, configure_logging=False)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        where = f"the Ray cluster at {address}" if address else "a local Ray"
-        reason = str(error).strip().partition("\n")[0]
-        token = "is RAY_AUTH_TOKEN set as it is there? " if address else ""
-        told = f"{where} cannot be reached: {reason}; {token}try `aalnet doctor`"
-        raise ClusterError(told) from error
-    try:
+    cpus_here = max(here.workers, len(os.sched_getaffinity(0)))
+    with ray_session(address, cpus_here):
         if not address:
             yield here
             return
+        import ray  # in the session, which has imported it
+
         has: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus, cpus = int(has.get("GPU", 0)), int(has.get("CPU", 0))
         placement = place(settings, gpus, cpus, f"the Ray cluster at {address}")
@@ -134,15 +110,6 @@ def connected(settings: Settings, address: str | None) -> Iterator[Placement]:
                 f"{needed} workers need as many CPUs, {placement.where} has {cpus}; lower --workers"
             )
         yield placement
-    finally:
-        ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    """Raises OSError where nobody listens; ray.init would try for many minutes, and loudly."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def train_with_ray(run: Run, settings: Settings, placement: Placement, stop: Stop) -> str:
@@ -151,12 +118,20 @@ def train_with_ray(run: Run, settings: Settings, placement: Placement, stop: Sto
     Raises:
         AalnetError: what a worker raised, or ClusterError for a failure of the machinery.
     """
+    from cluster.survival import Mail
+
+    mail = Mail(uuid.uuid4().hex)
+    with exported(run.name, settings, placement.device, placement.workers, mail.figures):
+        return _survive(run, settings, placement, mail, stop)
+
+
+def _survive(run: Run, settings: Settings, placement: Placement, mail: Mail, stop: Stop) -> str:
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    from cluster.survival import Mail, message_of, own_error
+    from cluster.survival import message_of, own_error
 
-    mail, streak = Mail(uuid.uuid4().hex), Streak(settings.failures)
+    streak = Streak(settings.failures)
     while True:
         try:
             return _attempt(run, settings, placement, mail, stop)
@@ -172,7 +147,8 @@ def train_with_ray(run: Run, settings: Settings, placement: Placement, stop: Sto
                 continue
         told = f"training stopped: {reason}; the same command goes on from the last checkpoint"
         ours = ours or ClusterError(told)
-        _log_failure(run, str(ours))
+        with contextlib.suppress(StoreError):  # worker 0 may have died before it could say so
+            run.close_log("failed", str(ours))
         raise ours
 
 
@@ -231,6 +207,7 @@ def _trainer(
         train_loop_config={
             "storage": run.store.uri,
             "run": run.name,
+            "fence": fence_of(run.store),
             "settings": settings.to_dict(),
             "working_folder": str(Path.cwd()),
             "launch": launch,
@@ -244,7 +221,7 @@ def _trainer(
         run_config=RunConfig(
             name=run.name,
             storage_path=folder,  # Ray's own records, of no use to us
-            worker_runtime_env={"env_vars": QUIET | forwarded()},
+            worker_runtime_env={"env_vars": QUIET | forwarded(os.environ)},
         ),
         torch_config=TorchConfig(
             backend="nccl" if on_gpu else "gloo",
@@ -253,37 +230,27 @@ def _trainer(
     )
 
 
-def forwarded() -> dict[str, str]:
-    """Variables of this process that workers on other machines need too."""
-    return {key: value for key, value in os.environ.items() if key.startswith(FORWARDED)}
-
-
-def _log_failure(run: Run, error: str) -> None:
-    """Close the run's log where worker 0 could not: it died, or another worker failed first."""
-    with contextlib.suppress(StoreError):  # the error itself is raised to the user
-        records = run.records()
-        if records and records[-1]["kind"] != "end":
-            seconds = records[-1]["time_s"] - _last_start_s(records)
-            run.log({"kind": "end", "images": records[-1]["images"], "status": "failed",
-                     "train_seconds": seconds, "error": error})  # fmt: skip
-
-
-def _last_start_s(records: list[Record]) -> float:
-    return float(next(r["time_s"] for r in reversed(records) if r["kind"] == "start"))
-
-
-def train_here(run: Run, settings: Settings, placement: Placement, stop: Stop) -> str:
-    """Run the loop in this process: `--workers 0`."""
+def train_here(
+    run: Run,
+    settings: Settings,
+    placement: Placement,
+    stop: Stop,
+    report: Report = lambda images, figures: None,
+) -> str:
+    """Run the loop in this process: `--workers 0`. `report` is told of every evaluation."""
     world = ProcessWorld()
+    if settings.run.threads != "auto":
+        torch.set_num_threads(settings.run.threads)
 
     def ask() -> None:
         world.stop_wished = True
 
     stop.ask(ask)
     try:
-        launch = Launch(placement.at_s)
-        return train(
-            run, settings, world, torch.device(placement.device), lambda figures: None, launch
-        )
+        with exported(run.name, settings, placement.device, 1) as export:
+            publish = None if settings.telemetry.port == 0 else partial(export.take, 0)
+            launch = Launch(placement.at_s, publish=publish)
+            device = torch.device(placement.device)
+            return train(run, settings, world, device, report, launch)
     finally:
         stop.ask(None)

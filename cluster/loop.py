@@ -17,11 +17,11 @@ from aalnet.settings import Settings
 from aalnet.state import TrainState
 from aalnet.update import learning_rate
 from cluster.checkpoint import Checkpoint, checkpoints, newest_whole, restore
-from cluster.data import Pairs
+from cluster.data.pairs import Pairs
+from cluster.data.reader import read_batches
 from cluster.keeper import Keeper, Launch, Report
-from cluster.reader import read_batches
 from cluster.runs import Run
-from cluster.telemetry import Meter
+from cluster.telemetry.meter import Meter
 from cluster.world import ProcessWorld
 
 
@@ -59,12 +59,14 @@ def train(
         found = checkpoints(run)
         newest = found[-1].images if found else 0
         told = f"{error}. Last whole checkpoint of `{run.name}`: {newest:,} images"
-        keeper.fail(told)
+        keeper.fail(told, cause="non_finite")
         raise NonFiniteError(told) from error
     except AalnetError as error:
         keeper.settle()
         keeper.fail(str(error))
         raise
+    finally:
+        keeper.telemetry.close()
 
 
 def _steps(
@@ -81,6 +83,8 @@ def _steps(
             terms = step(state, state.place(batch), world)
             done_s = time.perf_counter()
             meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - asked_s)
+            sums_s = world.take_sums_s()
+            keeper.telemetry.step(size, done_s - started_s, started_s - asked_s, sums_s)
             last = state.images_seen >= settings.run.images
             saves = last or _crossed(state, settings.run.checkpoint_every_images)
             stops = world.stopping and not last

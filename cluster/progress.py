@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -175,7 +175,7 @@ def describe(record: Record, total_images: int) -> str:
     return printable(line).rstrip()
 
 
-def latest(records: list[Record], kind: str) -> Record | None:
+def latest(records: Sequence[Record], kind: str) -> Record | None:
     """The last record of a kind."""
     return next((record for record in reversed(records) if record["kind"] == kind), None)
 

@@ -30,7 +30,7 @@ from aalnet.settings import Settings
 from cluster import progress
 from cluster.figures import Figure, figures
 from cluster.goodput import goodput
-from cluster.runs import Record, Run, find_run
+from cluster.runs import Record, Run, find_run, status_of
 
 MAX_POINTS = 500
 MAX_GRIDS = 48  # a page of megabytes, not of hundreds
@@ -100,7 +100,7 @@ def build_report(run: Run) -> str:
     records = run.records()
     evaluations, train = _of_kind(records, "evaluation"), _of_kind(records, "train")
     end = progress.latest(records, "end")
-    status = run.status()
+    status = status_of(records)
     return _template().render(
         run=run,
         settings=settings,

@@ -9,7 +9,7 @@ from aalnet.settings import RunSettings
 from cluster.checkpoint import Checkpoint, by_figure, checkpoints
 from cluster.models import promoted_images
 from cluster.runs import MANIFEST, Run
-from cluster.store import BlobMissing, Entry
+from cluster.store import Entry
 
 UNFINISHED_S = 3600.0  # what nobody finished for so long is nobody's any more
 
@@ -56,11 +56,10 @@ def sweep(run: Run, older_than_s: float = UNFINISHED_S, *, dry_run: bool = False
     entries = run.store.entries(prefix)
     named = _named(run, entries)
     left = [entry for entry in entries if entry.key not in named and entry.modified_s <= before_s]
-    if dry_run:
-        return left
-    for entry in left:
-        run.store.delete(entry.key)
-    unfinished = run.store.sweep(run.key(""), older_than_s)
+    if not dry_run:
+        for entry in left:
+            run.store.delete(entry.key)
+    unfinished = run.store.sweep(run.key(""), older_than_s, dry_run=dry_run)
     return [*left, *(Entry(key, 0, 0.0) for key in unfinished)]
 
 
@@ -78,8 +77,6 @@ def _named(run: Run, entries: Sequence[Entry]) -> set[str]:
             manifest = Checkpoint(run, int(number)).manifest()
             named |= {f"{folder}/{blob.name}" for blob in manifest.blobs.values()}
             named.add(f"{folder}/{MANIFEST}")
-        except BlobMissing:
-            continue
         except ValueError:  # CheckpointError is one: reading it for use says what is wrong
             named |= set(keys)
     return named

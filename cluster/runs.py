@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,22 @@ class Run:
         Raises:
             CheckpointError: the run exists with settings that decide its path differently.
         """
-        before = self.settings()
-        if before is not None:
-            ours, theirs = identity(settings.to_dict()), identity(before.to_dict())
-            changed = [key for key in ours if ours[key] != theirs.get(key)]
-            if changed:
-                key = changed[0]
-                raise CheckpointError(
-                    f"run `{self.name}` was started with {key} {theirs.get(key)!r}, now it is "
-                    f"{ours[key]!r}; choose another name with --run, or put the old value back"
-                )
+        self.require_same_path(settings)
         self.write_settings(settings)
+
+    def require_same_path(self, settings: Settings) -> None:
+        """Raises CheckpointError where this run's own settings decide its path differently."""
+        before = self.settings()
+        if before is None:
+            return
+        ours, theirs = identity(settings.to_dict()), identity(before.to_dict())
+        changed = [key for key in ours if ours[key] != theirs.get(key)]
+        if changed:
+            key = changed[0]
+            raise CheckpointError(
+                f"run `{self.name}` was started with {key} {theirs.get(key)!r}, now it is "
+                f"{ours[key]!r}; choose another name with --run, or put the old value back"
+            )
 
     def log(self, record: Record) -> None:
         """Append one record to metrics.jsonl while nobody trains (else: cluster/journal.py)."""
@@ -94,13 +100,26 @@ class Run:
         except BlobMissing:
             return []
 
+    def close_log(self, status: str, error: str | None = None) -> None:
+        """Say how the run ended, where its worker 0 could not: it was killed, or failed apart.
+
+        A finished run's end replaces any other; else the end that is there says more.
+        """
+        records = self.records()
+        if not records or status_of(records) == "finished":
+            return
+        if records[-1]["kind"] == "end" and status != "finished":
+            return
+        last = records[-1]
+        starts = [record["time_s"] for record in records if record["kind"] == "start"]
+        seconds = last["time_s"] - starts[-1] if starts else 0.0
+        why = {} if error is None else {"error": error}
+        self.log({"kind": "end", "images": last["images"], "status": status,
+                  "train_seconds": seconds, **why})  # fmt: skip
+
     def status(self) -> str:
         """`finished`, `failed`, `running` or `stopped`, by the log."""
-        records = self.records()
-        last: Record = records[-1] if records else {"kind": "start", "time_s": 0.0}
-        if last["kind"] == "end":
-            return str(last["status"])
-        return "running" if time.time() - last.get("time_s", 0.0) < ALIVE_S else "stopped"
+        return status_of(self.records())
 
     def checkpoint_images(self) -> list[int]:
         """Images of the checkpoints that have a manifest, ascending."""
@@ -137,6 +156,14 @@ def find_run(store: Store, name: str) -> tuple[Run, Settings]:
         hint = f"did you mean `{close[0]}`?" if close else "see `aalnet runs list`"
         raise CheckpointError(f"run `{name}` does not exist in {store.uri}; {hint}")
     return run, settings
+
+
+def status_of(records: Sequence[Record]) -> str:
+    """How a run stands, by its log: `finished`, `failed`, `running` or `stopped`."""
+    last: Record = records[-1] if records else {"kind": "start", "time_s": 0.0}
+    if last["kind"] == "end":
+        return str(last["status"])
+    return "running" if time.time() - last.get("time_s", 0.0) < ALIVE_S else "stopped"
 
 
 def parse_records(text: bytes) -> list[Record]:

@@ -183,12 +183,12 @@ class S3Store:
         with self._failing(key), contextlib.suppress(BlobMissing):
             self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
-    def sweep(self, prefix: str, older_than_s: float) -> list[str]:
+    def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
         before_s = time.time() - older_than_s
         pages = self._pages("list_multipart_uploads", Prefix=self._key(prefix))
         uploads = [upload for page in pages for upload in page.get("Uploads", [])]
         left = [upload for upload in uploads if upload["Initiated"].timestamp() <= before_s]
-        for upload in left:
+        for upload in [] if dry_run else left:
             with self._failing(upload["Key"]), contextlib.suppress(BlobMissing):
                 self.client.abort_multipart_upload(
                     Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]

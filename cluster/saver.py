@@ -16,6 +16,7 @@ from aalnet.settings import Settings
 from aalnet.state import TrainState
 from cluster import checkpoint, retention
 from cluster.journal import Journal
+from cluster.lease import LeaseLost
 from cluster.runs import Run
 from cluster.snapshot import Files, Snapshot, snapshot
 from cluster.store import StoreError
@@ -40,6 +41,7 @@ class Saver:
         self._pictures: dict[str, bytes] = {}
         self._spare: Files | None = None
         self._error: Exception | None = None
+        self.failures = 0  # tries that the storage refused
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
@@ -72,6 +74,13 @@ class Saver:
             while len(self._pictures) > PICTURES:
                 del self._pictures[next(iter(self._pictures))]
             self._changed.notify_all()
+
+    @property
+    def queued(self) -> int:
+        """Checkpoints and pictures that are being written, or wait."""
+        with self._changed:
+            checkpoints = (self._writing is not None) + (self._waiting is not None)
+            return checkpoints + len(self._pictures)
 
     def check(self) -> None:
         """Raises what ended the writing: StorePatienceSpent, CheckpointTaken."""
@@ -123,8 +132,11 @@ class Saver:
             try:
                 self._write(job)
                 break
+            except LeaseLost:
+                raise
             except StoreError as error:
                 now_s = time.monotonic()
+                self.failures += 1
                 if failing_since_s is None:
                     failing_since_s = now_s
                     self._warn(_images_of(job), f"storage fails, training goes on: {error}")

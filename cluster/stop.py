@@ -40,6 +40,11 @@ class Stop:
         self._on_stop = on_stop
         self._install()  # ray.init puts handlers of its own, which end the process
 
+    def now(self) -> None:
+        """Stop training as a signal would, for a reason that the caller tells."""
+        if self._on_stop is not None:
+            self._on_stop()
+
     @property
     def exit_code(self) -> int:
         """As shells do: 128 and the signal's number."""

@@ -97,8 +97,8 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove the blob; a missing one is fine."""
 
-    def sweep(self, prefix: str, older_than_s: float) -> list[str]:
-        """Remove what writers that died left unfinished below `prefix`; names what it removed."""
+    def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+        """Remove what writers that died left unfinished below `prefix`; names it."""
 
 
 class FolderStore:
@@ -182,14 +182,15 @@ class FolderStore:
             for parent in path.relative_to(self.root).parents[:-1]:
                 (self.root / parent).rmdir()
 
-    def sweep(self, prefix: str, older_than_s: float) -> list[str]:
+    def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
         before_s = time.time() - older_than_s
         found = []
         for path in self._files(prefix):
             with contextlib.suppress(FileNotFoundError):
                 unfinished = path.name.startswith(".") and path.name.endswith(PARTIAL)
                 if unfinished and path.stat().st_mtime <= before_s:
-                    path.unlink()
+                    if not dry_run:
+                        path.unlink()
                     found.append(path.relative_to(self.root).as_posix())
         return sorted(found)
 

@@ -100,6 +100,20 @@ class Mail:
             if self._take("stop"):
                 on_stop()
 
+    def tell_figures(self, worker: int, message: Record) -> None:
+        """Called by every worker: its metrics, in place of those before."""
+        self._put(f"figures/{worker}", json.dumps(message))
+
+    def figures(self, last: bool) -> dict[int, Record]:
+        """Every worker's metrics, by rank; nothing of them stays after the last look."""
+        found, folder = {}, f"{self.launch}/figures/"
+        for key in internal_kv._internal_kv_list(folder, namespace="aalnet"):
+            if text := internal_kv._internal_kv_get(key, namespace="aalnet"):
+                found[int(key.rpartition(b"/")[2])] = json.loads(text)
+        if last:
+            internal_kv._internal_kv_del(folder, del_by_prefix=True, namespace="aalnet")
+        return found
+
     def _put(self, word: str, text: str) -> None:
         internal_kv._internal_kv_put(f"{self.launch}/{word}", text.encode(), namespace="aalnet")
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import ray.train
@@ -14,6 +15,7 @@ import torch
 
 from aalnet.evaluation import Figures
 from aalnet.settings import parse_settings
+from cluster.fenced import fenced
 from cluster.keeper import Launch
 from cluster.loop import train
 from cluster.runs import Run
@@ -27,14 +29,17 @@ def work(config: dict[str, Any]) -> str:
     with contextlib.suppress(FileNotFoundError):
         os.chdir(config["working_folder"])  # so that relative data paths mean the same here
     context = ray.train.get_context()
-    torch.set_num_threads(threads_per_worker(context.get_local_world_size()))
-    run = Run(open_store(config["storage"]), config["run"])
+    run = Run(fenced(open_store(config["storage"]), config["fence"]), config["run"])
     settings = parse_settings(config["settings"])
+    threads = settings.run.threads
+    workers_here = context.get_local_world_size()
+    torch.set_num_threads(threads_per_worker(workers_here) if threads == "auto" else threads)
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
     mail, world = Mail(config["launch"]), current_world()
     save = threading.Event()
-    launch = Launch(config["launched_at_s"], mail.past, _node_is_taken, save)
+    publish = partial(mail.tell_figures, world.rank) if settings.telemetry.port != 0 else None
+    launch = Launch(config["launched_at_s"], mail.past, _node_is_taken, save, publish)
     with _listening(mail, world, save):
         return train(run, settings, world, device, _report, launch)
 
@@ -64,9 +69,9 @@ def _listening(mail: Mail, world: ProcessWorld, save: threading.Event) -> Iterat
         done.set()
 
 
-def _report(figures: Figures) -> None:
+def _report(images: int, figures: Figures) -> None:
     """Tell Ray of a checkpoint's figures: its dashboard and Ray Tune see them."""
-    ray.train.report(dict(figures))
+    ray.train.report({**figures, "images_seen": images})
 
 
 def _node_is_taken() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,12 +20,13 @@ class ProcessWorld:
 
     `all_reduces` counts collective calls, so a test can hold them to a number. A wish to stop
     travels with the sums of the next step, so all workers learn of it after the same step, and
-    it costs no call of its own.
+    it costs no call of its own. `sums_s` are the seconds in sums since they were taken.
     """
 
     rank: int = 0
     size: int = 1
     all_reduces: int = field(default=0, compare=False)
+    sums_s: float = field(default=0.0, compare=False)
     stop_wished: bool = field(default=False, compare=False)
     waiting: dist.ProcessGroup | None = field(default=None, compare=False)
     _wishes: Tensor | None = field(default=None, compare=False)
@@ -33,6 +35,7 @@ class ProcessWorld:
         """Sum over workers in place: one all-reduce of one flat buffer."""
         if self.size == 1:
             return
+        started_s = time.perf_counter()
         wish = tensors[0].new_full((1,), float(self.stop_wished))
         flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), wish])
         dist.all_reduce(flat)
@@ -42,6 +45,12 @@ class ProcessWorld:
             tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
             at += tensor.numel()
         self._wishes = flat[at:]
+        self.sums_s += time.perf_counter() - started_s
+
+    def take_sums_s(self) -> float:
+        """Seconds spent in sums since this was asked last."""
+        taken, self.sums_s = self.sums_s, 0.0
+        return taken
 
     @property
     def stopping(self) -> bool:

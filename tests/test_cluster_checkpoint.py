@@ -33,9 +33,9 @@ from cluster.checkpoint import (
     restore,
     save,
 )
-from cluster.data import Pairs
+from cluster.data.pairs import Pairs
+from cluster.data.reader import read_batches
 from cluster.manifest import Blob
-from cluster.reader import read_batches
 from cluster.runs import Run
 from cluster.store import FolderStore, StoreError
 from tests.tiny_runs import ROOT, tiny_values, write_data

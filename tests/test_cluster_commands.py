@@ -576,6 +576,30 @@ def test_help(type_: Aalnet, command: list[str]) -> None:
     assert "Usage: " in done.out
 
 
+@pytest.mark.parametrize(
+    ("words", "missing", "extra"),
+    [
+        ("train configs/demo.yaml", "safetensors", "train"),
+        ("tune configs/campaign-laptop.yaml", "optuna", "tune"),
+        ("serve demo", "fastapi", "endpoint"),
+        ("deploy status trainer", "kubernetes", "deploy"),
+    ],
+)
+def test_a_package_that_is_not_installed(words: str, missing: str, extra: str) -> None:
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['aalnet', *sys.argv[1:]]\n"
+        "from aalnet.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    command = words.partition(" ")[0]
+    assert done.stderr.startswith(f"error: `aalnet {command}` needs the package `{missing}`")
+    assert f"pip install -e '.[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_command_that_does_not_exist(type_: Aalnet) -> None:
     done = type_("trian")
     assert (done.code, done.out) == (2, "")

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from aalnet.errors import DataError
-from cluster.data import Pairs
-from cluster.inspection import contact_sheet, inspect
-from cluster.packer import Pack, pack
-from cluster.packing import pack_shard
-from cluster.shards import UNFINISHED
+from cluster.data.inspection import contact_sheet, inspect
+from cluster.data.packer import Pack, pack
+from cluster.data.packing import pack_shard
+from cluster.data.pairs import Pairs
+from cluster.data.shards import UNFINISHED
 from tests.tiny_runs import aalnet, encoded, noise_picture, noise_rows, write_data, write_pairs
 
 

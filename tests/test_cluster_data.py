@@ -4,7 +4,7 @@ import contextlib
 import io
 import random
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from aalnet.errors import DataError
-from cluster.data import Pairs
-from cluster.pictures import LARGEST_PX, decode_image
+from cluster.data.pairs import Pairs
+from cluster.data.pictures import LARGEST_PX, decode_image
+from cluster.data.shards import UNFINISHED
 from cluster.s3 import S3Store
-from cluster.shards import UNFINISHED
 from cluster.store import StoreError, StoreUnavailable
 from tests.hostile import handmade_png, packed_zeros
-from tests.s3_server import S3Server, client_of, environment, free_ports, s3_server
+from tests.s3_server import S3Server, client_of, free_ports
 from tests.tiny_runs import SCHEMA, Row, encoded, noise_picture, noise_rows, write_pairs
 
 MEMORY_MIB = 1  # the smallest budget: pairs of 64 px and more do not fit
@@ -410,12 +410,6 @@ def test_damage_is_found_by_whoever_reads_the_row(tmp_path: Path) -> None:
 
 
 # From S3
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with s3_server(tmp_path_factory.mktemp("s3")) as running, environment(running.environment):
-        yield running
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from aalnet.errors import AalnetError, CheckpointError, DataError, NonFiniteErro
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings
 from aalnet.state import TrainState
-from cluster import keeper, loop, reader
+from cluster import keeper, loop
 from cluster.checkpoint import Checkpoint, checkpoints, restore, save
-from cluster.data import Pairs
+from cluster.data import reader
+from cluster.data.pairs import Pairs
 from cluster.journal import Journal
-from cluster.keeper import Launch
+from cluster.keeper import Launch, Report
 from cluster.loop import train
 from cluster.runs import Record, Run
 from cluster.saver import Saver, StorePatienceSpent
@@ -52,12 +53,12 @@ def run_in(folder: Path, name: str = "demo") -> Run:
 def go(
     run: Run,
     settings: Settings,
-    report: Callable[[Figures], None] | None = None,
+    report: Report | None = None,
     world: ProcessWorld | None = None,
     **launch: Any,
 ) -> str:
     run.claim(settings)
-    told = report or (lambda figures: None)
+    told = report or (lambda images, figures: None)
     return train(run, settings, world or ProcessWorld(), CPU, told, Launch(time.time(), **launch))
 
 
@@ -132,7 +133,7 @@ def poisoned(batch: Batch) -> Batch:
 def test_evaluations_may_be_rarer_than_checkpoints(data: Path, tmp_path: Path) -> None:
     rare = {"run.checkpoint_every_images": 8, "run.evaluate_every_images": 16, "run.images": 40}
     run = run_in(tmp_path)
-    assert go(run, tiny_settings(data, rare), lambda figures: None) == "finished"
+    assert go(run, tiny_settings(data, rare), lambda images, figures: None) == "finished"
     assert [record["images"] for record in of_kind(run, "checkpoint")] == [8, 16, 24, 32, 40]
     assert [record["images"] for record in of_kind(run, "evaluation")] == [16, 32, 40]
     assert sorted(run.samples()) == [16, 32, 40]
@@ -142,9 +143,9 @@ def test_evaluations_may_be_rarer_than_checkpoints(data: Path, tmp_path: Path) -
 def test_every_model_runs_to_its_end(data: Path, tmp_path: Path, model: str) -> None:
     settings = tiny_settings(data, {"model": model, "data.balanced_labels": True})
     run = run_in(tmp_path)
-    told: list[Figures] = []
+    told: list[tuple[int, Figures]] = []
 
-    assert go(run, settings, told.append) == "finished"
+    assert go(run, settings, lambda *figures: told.append(figures)) == "finished"
 
     records = [record for record in run.records() if record["kind"] != "checkpoint"]
     assert [record["kind"] for record in records] == [
@@ -162,7 +163,7 @@ def test_every_model_runs_to_its_end(data: Path, tmp_path: Path, model: str) -> 
         values = record.get("terms", {}).values()
         assert all(math.isfinite(value) for value in values)
     assert {"generator_norm"} <= records[1]["terms"].keys()
-    assert [figures["images"] for figures in told] == [4, 4]
+    assert [(images, figures["images"]) for images, figures in told] == [(16, 4), (32, 4)]
     assert [found.images for found in checkpoints(run)] == [16, 32]
     assert list(run.samples()) == [16, 32]
 
@@ -173,8 +174,8 @@ def test_the_terms_of_aalnet_are_all_logged(data: Path, tmp_path: Path) -> None:
     terms = set().union(*(record["terms"] for record in run.records() if "terms" in record))
     assert terms == {
         "log_likelihood", "realism", "entropy", "offset", "reward", "density_flatness",
-        "response", "separation", "discriminator_accuracy", "discriminator_offset",
-        "image_gradient", "generator_norm", "discriminator_norm",
+        "response", "separation", "discriminator_accuracy", "real_accuracy", "fake_accuracy",
+        "discriminator_offset", "image_gradient", "generator_norm", "discriminator_norm",
     }  # fmt: skip
 
 
@@ -233,7 +234,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def test_killed_as_soon_as_the_checkpoint_is_whole(data: Path, tmp_path: Path, whole: Run) -> None:
-    def die(figures: Figures) -> None:
+    def die(images: int, figures: Figures) -> None:
         end_s = time.monotonic() + 20
         while not of_kind(run, "checkpoint") and time.monotonic() < end_s:
             time.sleep(0.01)
@@ -365,7 +366,7 @@ def test_a_wish_to_stop_at_the_last_step_changes_nothing(
     world = ProcessWorld()
     run, settings = run_in(tmp_path), tiny_settings(data)
 
-    def stop_at_the_end(figures: Figures) -> None:
+    def stop_at_the_end(images: int, figures: Figures) -> None:
         world.stop_wished = bool(run.samples()) and 32 in run.samples()
 
     assert go(run, settings, stop_at_the_end, world) == "finished"
@@ -444,7 +445,7 @@ def test_a_storage_that_never_comes_back_ends_the_run(data: Path, tmp_path: Path
     )
     run.claim(settings)
 
-    def fail(figures: Figures) -> None:
+    def fail(images: int, figures: Figures) -> None:
         store.down = True
 
     started_at_s = time.monotonic()
@@ -556,7 +557,10 @@ def work(rank: int, size: int, folder: str, values: list[dict[str, Any]]) -> Non
         world = current_world()
         run = run_in(Path(folder), f"two-{number}")
         settings = Settings.model_validate(value)
-        assert train(run, settings, world, CPU, lambda figures: None, Launch(0.0)) == "finished"
+        assert (
+            train(run, settings, world, CPU, lambda images, figures: None, Launch(0.0))
+            == "finished"
+        )
         counts.append(world.all_reduces)
     Path(folder, f"{rank}.json").write_text(json.dumps(counts))
     ended = stopped_by_one(rank, run_in(Path(folder), "stopped"), values[0])
@@ -573,7 +577,7 @@ def stopped_by_one(rank: int, run: Run, value: dict[str, Any]) -> list[Any]:
     settings = Settings.model_validate(value)
     with pytest.MonkeyPatch.context() as patch:
         before_step(patch, 25, lambda: setattr(world, "stop_wished", rank == 1))
-        status = train(run, settings, world, CPU, lambda figures: None, Launch(0.0))
+        status = train(run, settings, world, CPU, lambda images, figures: None, Launch(0.0))
     return [status, world.all_reduces]
 
 
@@ -652,6 +656,6 @@ def test_alone_there_is_no_all_reduce(data: Path, tmp_path: Path) -> None:
     world, settings = ProcessWorld(), tiny_settings(data)
     run = run_in(tmp_path)
     run.claim(settings)
-    train(run, settings, world, CPU, lambda figures: None, Launch(time.time()))
+    train(run, settings, world, CPU, lambda images, figures: None, Launch(time.time()))
     assert world.all_reduces == 0
     assert world.agree(7) == 7

@@ -14,10 +14,10 @@ import torch
 from aalnet.batch import Batch
 from aalnet.errors import DataError
 from aalnet.settings import DataSettings, Settings
-from cluster import reader
-from cluster.data import Pairs
-from cluster.order import Chance, Chances, Order, augment, worker_slice
-from cluster.reader import read_batches
+from cluster.data import reader
+from cluster.data.order import Chance, Chances, Order, augment, worker_slice
+from cluster.data.pairs import Pairs
+from cluster.data.reader import read_batches
 from tests.tiny_runs import noise_rows, tiny_settings, write_data, write_pairs
 
 UNEVEN = np.array([0, 2, 1, 1, 0, 1, 1, 2, 1, 1, 0], np.int64)  # 3, 6 and 2 rows
@@ -334,7 +334,7 @@ def test_an_error_that_is_not_ours_reaches_the_consumer_too(
     def fail(*_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("cluster.reader.BatchMaker.make", fail)
+    monkeypatch.setattr("cluster.data.reader.BatchMaker.make", fail)
     with pytest.raises(MemoryError, match="no room"):
         next(read(many_changes(data)))
     assert readers() == []

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from aalnet.errors import DataError
-from cluster import packer, packing
-from cluster.data import Pairs
-from cluster.packer import Pack, Packed, pack, split_of
-from cluster.packing import Job, pack_shard
-from cluster.shards import UNFINISHED
+from cluster.data import packer, packing
+from cluster.data.packer import Pack, Packed, pack, split_of
+from cluster.data.packing import Job, pack_shard
+from cluster.data.pairs import Pairs
+from cluster.data.shards import UNFINISHED
 from cluster.store import StoreError
 from tests.hostile import handmade_png, packed_zeros
 from tests.s3_server import S3Server, client_of, environment, s3_server

@@ -31,9 +31,9 @@ class Watched(FolderStore):
         self.deleted.append(key)
         super().delete(key)
 
-    def sweep(self, prefix: str, older_than_s: float) -> list[str]:
+    def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
         self.swept.append((prefix, older_than_s))
-        return super().sweep(prefix, older_than_s)
+        return super().sweep(prefix, older_than_s, dry_run=dry_run)
 
 
 @pytest.fixture
@@ -222,12 +222,19 @@ def test_left_over_blobs_go_and_whole_checkpoints_stay(
     before = set(folder_keys(run, 4)) - set(left)
     store.deleted.clear()
 
-    told = sweep(run, dry_run=True)
-    assert sorted(entry.key for entry in told) == left
-    assert {entry.bytes for entry in told} == {len(b"left over")}
-    assert store.deleted == store.swept == []
+    unfinished = store.root / run.key("checkpoints", "4", ".blob.1.partial")
+    unfinished.write_bytes(b"half")
+    os.utime(unfinished, (0, 0))
+    half = run.key("checkpoints", "4", ".blob.1.partial")
 
-    assert sorted(entry.key for entry in sweep(run)) == left
+    told = sweep(run, dry_run=True)
+    assert sorted(entry.key for entry in told) == sorted([*left, half])
+    assert {entry.bytes for entry in told if entry.key != half} == {len(b"left over")}
+    assert store.deleted == []
+    assert unfinished.exists()
+
+    assert sorted(entry.key for entry in sweep(run)) == sorted([*left, half])
+    assert not unfinished.exists()
     assert sorted(store.deleted) == left
     assert set(folder_keys(run, 4)) == before
     for blob in Checkpoint(run, 4).manifest().blobs.values():

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cluster import row_cache
-from cluster.data import Pairs
-from cluster.row_cache import ENDING, PARTIAL, RowCache, cache_folder
+from cluster.cache import cache_folder
+from cluster.data import row_cache
+from cluster.data.pairs import Pairs
+from cluster.data.row_cache import ENDING, PARTIAL, RowCache
 from tests.tiny_runs import command_environment, noise_picture, noise_rows, write_pairs
 
 MIB = 2**20
@@ -229,7 +230,7 @@ def test_a_changed_data_set_is_never_mixed_with_the_old(
 
 READER = """
 import sys
-from cluster.data import Pairs
+from cluster.data.pairs import Pairs
 while True:
     pairs = Pairs(sys.argv[1], 64, memory_budget_mib=0, cache_gib=1e-3)
     for row in range(0, len(pairs), 3):

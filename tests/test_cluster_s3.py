@@ -25,19 +25,10 @@ from cluster.store import (
     open_store,
 )
 from tests.fault_proxy import FaultProxy, Request, Rule, fault_proxy
-from tests.s3_server import S3Server, client_of, environment, free_ports, s3_server
+from tests.s3_server import S3Server, client_of, environment, free_ports
 
 MIB = 2**20
 RETRIED = ("reset", "error_500", "slow_down", "lost_reply")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with (
-        s3_server(tmp_path_factory.mktemp("s3")) as running,
-        environment(running.environment),
-    ):
-        yield running
 
 
 @pytest.fixture(scope="module")

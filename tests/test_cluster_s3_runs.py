@@ -29,20 +29,11 @@ from cluster.saver import StorePatienceSpent
 from cluster.stop import Stop
 from cluster.store import FolderStore, open_store
 from tests.fault_proxy import FaultProxy, Rule, fault_proxy
-from tests.s3_server import S3Server, environment, s3_server
+from tests.s3_server import S3Server, environment
 from tests.tiny_runs import tiny_settings, without_clocks, write_data
 
 HERE = Placement(0, "cpu", "this machine")
 STEPS, EVERY = 64, 8  # of a run, and between checkpoints
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with (
-        s3_server(tmp_path_factory.mktemp("s3")) as running,
-        environment(running.environment),
-    ):
-        yield running
 
 
 @pytest.fixture

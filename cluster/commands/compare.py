@@ -13,14 +13,15 @@ from rich.table import Table
 
 from aalnet.errors import ConfigError
 from aalnet.evaluation import Figures
-from aalnet.sampling import grid
+from aalnet.sampling import best_device, grid
 from aalnet.settings import Settings, load_settings
 from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.commands.evaluate import evaluate_checkpoint
 from cluster.commands.options import Address, Json, Set, Storage
 from cluster.commands.train import train_run
+from cluster.data.pictures import png
 from cluster.figures import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name
-from cluster.held_out import HeldOut, png
+from cluster.held_out import HeldOut
 from cluster.progress import number
 from cluster.runs import Run
 from cluster.store import open_store
@@ -105,7 +106,7 @@ def table(name: str, figures: dict[str, Figures]) -> Table:
 
 def picture(found: dict[str, Checkpoint], settings: Settings) -> bytes:
     """Condition, target, and a few samples of every model in one row."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     heads = ["condition", "target"]
     rows: list[list[torch.Tensor]] = []
     held_out: HeldOut | None = None

@@ -21,8 +21,8 @@ from cluster.commands.options import Address, Json
 from cluster.progress import printable
 
 if TYPE_CHECKING:
-    from cluster.packer import Runner
-    from cluster.packing import Job
+    from cluster.data.packer import Runner
+    from cluster.data.packing import Job
 
 LINE_EVERY_S = 5.0  # plain lines, where there is no terminal
 SHOWN = 10  # rejected pairs or problems on the terminal; the files have them all
@@ -66,7 +66,7 @@ def pack(
     command again goes on, and packs only what has changed. What is left out stands in
     URI/rejected.jsonl.
     """
-    from cluster import packer
+    from cluster.data import packer
 
     asked = packer.Pack(
         source, out, layout, label, condition_side, size_px, test_share, rows_per_shard
@@ -86,14 +86,14 @@ def pack(
 
 def _runner(workers: int | None, address: str | None) -> Runner:
     """Does jobs in this process, or with Ray, which takes seconds to start."""
-    from cluster.packing import pack_shard
+    from cluster.data.packing import pack_shard
     from cluster.store import StoreError
 
     def run(jobs: list[Job]) -> Iterator[dict[str, Any]]:
         if workers == 0:
             yield from map(pack_shard, jobs)
             return
-        from cluster.ray_data import packed_with_ray
+        from cluster.data.ray_data import packed_with_ray
 
         for manifest in packed_with_ray(jobs, workers, address):
             if "error" in manifest:
@@ -110,8 +110,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Count labels, sizes and problems of a data set. Exit code 1 if there are problems."""
-    from cluster.inspection import contact_sheet
-    from cluster.inspection import inspect as inspected
+    from cluster.data.inspection import contact_sheet
+    from cluster.data.inspection import inspect as inspected
 
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out} must end in .png")

@@ -16,25 +16,21 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from aalnet.errors import AalnetError
+from cluster import jobs
+from cluster.checks import Check, tell
 from cluster.commands.options import Address, Json, Storage
-from cluster.progress import printable
 from cluster.store import BlobExists, FolderStore, Store, open_store
 
 GIB = 2**30
 LOW_MEMORY_GIB, LOW_DISK_GIB, NO_DISK_GIB = 2.0, 5.0, 0.5
-CLUSTER_TIMEOUT_S, HTTP_TIMEOUT_S = 15.0, 5.0
+CLUSTER_TIMEOUT_S = 15.0
 RAY_MINOR = "2.60"
 LARGE_BYTES = 17 * 2**20  # an object store takes it in parts
 DATA = Path("data/openmoji64")
@@ -43,19 +39,8 @@ import json, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
 print(json.dumps(ray.cluster_resources()))
 """
-COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found; `remedy` is the next move where it is not ok."""
-
-    name: str
-    status: Literal["ok", "warn", "fail"]
-    detail: str
-    remedy: str = ""
 
 
 @app.command()
@@ -63,18 +48,11 @@ def doctor(
     storage: Storage = "./aalnet-runs", address: Address = None, as_json: Json = False
 ) -> None:
     """Check this machine, the storage and the cluster. Exit code 1 if a check fails."""
-    checks = run_checks(storage, address, show=None if as_json else _show)
-    failed = any(check.status == "fail" for check in checks)
-    if as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in checks]}, indent=2))
-    if failed:
-        raise typer.Exit(1)
+    tell(checks(storage, address), as_json)
 
 
-def run_checks(
-    storage: str, address: str | None, show: Callable[[Check], None] | None = None
-) -> list[Check]:
-    """All checks in order, each shown as soon as it is known."""
+def checks(storage: str, address: str | None) -> Iterator[Check]:
+    """All checks in order, each as soon as it is known."""
     todo: dict[str, Callable[[], Check]] = {
         "python": check_python,
         "torch": check_torch,
@@ -88,12 +66,8 @@ def run_checks(
     }
     if address:
         todo["cluster"] = lambda: check_cluster(address)
-    checks = []
     for name, check in todo.items():
-        checks.append(_guarded(name, check))
-        if show is not None:
-            show(checks[-1])
-    return checks
+        yield _guarded(name, check)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -277,23 +251,8 @@ def check_cluster(address: str) -> Check:
 
 
 def _check_job_server(address: str) -> Check:
-    url = f"{address.rstrip('/')}/api/version"
-    try:
-        with urllib.request.urlopen(url, timeout=HTTP_TIMEOUT_S) as answer:
-            version = json.loads(answer.read())["ray_version"]
-    except (OSError, ValueError, KeyError) as error:
-        remedy = "check that it is the address of a Ray dashboard, as for `ray job submit`"
-        return Check("cluster", "fail", f"{url}: {error}", remedy)
-    remedy = "for training give host:6379, ray://host:10001, or `auto` on a node of the cluster"
-    return Check("cluster", "warn", f"{address}: job server of Ray {version}", remedy)
-
-
-def _show(check: Check) -> None:
-    line = Text.assemble(
-        (f"{check.status:>4}", COLOURS[check.status]),
-        f"  {check.name:<12}",
-        printable(check.detail),
-    )
-    if check.remedy and check.status != "ok":
-        line.append(f"\n{'':>20}{printable(check.remedy)}", style="dim")
-    Console(highlight=False, soft_wrap=True).print(line)
+    version = jobs.ray_version(jobs.connect(address))
+    detail = f"{address}: takes jobs (`aalnet submit`), Ray {version}"
+    if not version.startswith(f"{RAY_MINOR}."):
+        return Check("cluster", "warn", detail, f"tested with {RAY_MINOR}: use the same there")
+    return Check("cluster", "ok", detail)

@@ -7,12 +7,12 @@ import json
 import math
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from aalnet.evaluation import Figures
+from aalnet.sampling import best_device
 from aalnet.settings import parse_settings
 from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.commands.options import Json, Storage
@@ -59,7 +59,7 @@ def evaluate_checkpoint(
     found: Checkpoint, *, data: str | None = None, k: int | None = None, features: str | None = None
 ) -> Figures:
     """All figures of a checkpoint, on its own held-out pairs or others."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     manifest = found.manifest()
     values = copy.deepcopy(dict(manifest.settings))
     if data is not None:

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,18 +17,17 @@ from rich.text import Text
 from aalnet.errors import UserError
 from aalnet.settings import Settings
 from cluster.commands.options import Json, Storage
+from cluster.commands.watch import RunName, watch
 from cluster.figures import figures, kid_name
 from cluster.goodput import goodput
 from cluster.progress import (
-    ProgressView,
     duration,
-    follow,
     latest,
     number,
     printable,
     progress_of,
 )
-from cluster.runs import Record, Run, find_run, list_runs
+from cluster.runs import Record, Run, find_run, list_runs, status_of
 from cluster.store import open_store
 
 DEFAULT_STORAGE = "./aalnet-runs"
@@ -40,14 +40,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )  # fmt: skip
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="a name from `aalnet runs list`")]
-
 
 @app.command("list")
 def list_(storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
     """List the runs of a storage."""
     store = open_store(storage)
-    rows = [_summary(run) for run in list_runs(store)]
+    rows = [_summary(run, run.records()) for run in list_runs(store)]
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not rows:
@@ -60,7 +58,8 @@ def list_(storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
 def show(name: RunName, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
     """Show one run: settings, figures, checkpoints, files, and what to type next."""
     run, settings = find_run(open_store(storage), name)
-    facts = _summary(run) | _details(run, settings)
+    records = run.records()
+    facts = _summary(run, records) | _details(run, settings, records)
     if as_json:
         print(json.dumps(facts, indent=2))
     else:
@@ -68,28 +67,7 @@ def show(name: RunName, storage: Storage = DEFAULT_STORAGE, as_json: Json = Fals
             print(printable(line))
 
 
-@app.command()
-def watch(name: RunName, storage: Storage = DEFAULT_STORAGE) -> None:
-    """Show how a run goes on, until it ends. Exit code 1 if it failed."""
-    run, settings = find_run(open_store(storage), name)
-    records = run.records()
-    status = run.status()
-    if status == "finished":
-        print(f"run `{run.name}` is finished: {records[-1]['images']:,} images")
-        return
-    with ProgressView(settings.run.images) as view:
-        for kind in ("evaluation", "train"):
-            if record := latest(records[:-1], kind):
-                view.show(record)
-        if status == "stopped":
-            quiet = f"; nothing logged for {_age(records[-1])}" if records else ""
-            print(f"run `{run.name}` is not running{quiet}; Ctrl-C leaves", file=sys.stderr)
-        last: Record = {}
-        for record in follow(run, from_records=max(len(records) - 1, 0)):
-            last = record
-            view.show(record)
-    if last.get("status") == "failed":
-        raise typer.Exit(1)
+app.command("watch")(watch)
 
 
 @app.command()
@@ -119,9 +97,8 @@ def sweep(
     print(f"{'would remove' if dry_run else 'removed'} {len(found)} blobs, {mib:.1f} MiB")
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     """A row of the list. A run whose run.yaml cannot be read is listed as damaged."""
-    records = run.records()
     first, last = (records[0], records[-1]) if records else ({}, {})
     row: dict[str, Any] = {
         "run": run.name, "model": None, "status": "damaged", "images": last.get("images", 0),
@@ -139,7 +116,7 @@ def _summary(run: Run) -> dict[str, Any]:
     ended = last.get("error") if last.get("kind") == "end" else None
     return row | {
         "model": settings.model,
-        "status": run.status(),
+        "status": status_of(records),
         "total_images": settings.run.images,
         "best_kid": min(distances, default=None),
         "diversity": evaluations[-1].get("diversity") if evaluations else None,
@@ -147,9 +124,8 @@ def _summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _details(run: Run, settings: Settings) -> dict[str, Any]:
+def _details(run: Run, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
     samples = run.samples()
-    records = run.records()
     spent = goodput(records, settings.data.batch_images)
     report = run.key("report.html")
     return {

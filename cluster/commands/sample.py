@@ -13,16 +13,14 @@ from torch import Tensor
 
 from aalnet.errors import DataError
 from aalnet.networks import DataSpec
-from aalnet.sampling import draw, from_uint8, grid, noise_for, to_uint8
+from aalnet.sampling import best_device, draw, from_uint8, grid, noise_for, to_uint8
 from cluster.checkpoint import find_checkpoint, load_generator
 from cluster.commands.options import Storage
+from cluster.data.pictures import MODES, decode_image, png
 from cluster.endpoint_client import EndpointClient
-from cluster.held_out import png
-from cluster.pictures import CHANNELS, decode_image
 from cluster.store import open_store
 
 app = typer.Typer(add_completion=False)
-MODES = {channels: mode for mode, channels in CHANNELS.items()}
 
 
 @app.command()
@@ -74,7 +72,7 @@ def draw_here(
     found = find_checkpoint(open_store(storage), model)
     spec = found.manifest().spec
     index = label_index(label, spec)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     generator, settings = load_generator(found, device)
     size_px = settings.data.size_px
     conditions = torch.stack([read_condition(path, spec, size_px, convert) for path in images])

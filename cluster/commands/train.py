@@ -13,8 +13,10 @@ from aalnet.errors import CheckpointError
 from aalnet.settings import RunSettings, Settings, load_settings
 from cluster import checkpoint, launcher
 from cluster.commands.options import Address, Set, Storage
-from cluster.data import Pairs
+from cluster.data.pairs import Pairs
+from cluster.fenced import leased
 from cluster.launcher import Placement
+from cluster.lease import ray_job
 from cluster.progress import ProgressView, follow
 from cluster.report import build_report
 from cluster.runs import Run
@@ -51,7 +53,15 @@ def train_run(run: Run, settings: Settings, address: str | None, *, dry_run: boo
     Stopped by a signal, it ends the command with that signal's exit code.
     """
     with Stop() as stop:
-        status = _train_run(run, settings, address, stop, dry_run=dry_run)
+        counts = check_data(settings)
+        _warn_of_lost_storage(run)
+        if dry_run:
+            status = _train_run(run, settings, address, stop, counts, dry_run=True)
+        else:
+            run.require_same_path(settings)  # before anything is written
+            with leased(run.store, run.key("lease"), f"run `{run.name}`", stop.now) as store:
+                ours = Run(store, run.name)
+                status = _train_run(ours, settings, address, stop, counts, dry_run=False)
     if status == "stopped":
         found = checkpoint.checkpoints(run)
         at = f"{found[-1].images:,} images" if found else "its start"
@@ -60,16 +70,21 @@ def train_run(run: Run, settings: Settings, address: str | None, *, dry_run: boo
 
 
 def _train_run(
-    run: Run, settings: Settings, address: str | None, stop: Stop, *, dry_run: bool
+    run: Run,
+    settings: Settings,
+    address: str | None,
+    stop: Stop,
+    counts: tuple[int, int, int],
+    *,
+    dry_run: bool,
 ) -> str:
-    counts = check_data(settings)
     if not dry_run:
         run.claim(settings)
     found = checkpoint.checkpoints(run)
     if found and found[-1].images >= settings.run.images and _whole(found[-1]):
         print(f"run `{run.name}` is finished: {found[-1].images:,} images")
         if not dry_run:
-            _close(run, found[-1].images)
+            _close(run)
         return "finished"
     status = "planned"
     resumed = found[-1].images if found else 0
@@ -91,13 +106,16 @@ def _train_run(
     return status
 
 
-def _close(run: Run, images: int) -> None:
+def _warn_of_lost_storage(run: Run) -> None:
+    """Ray unpacks a job's files in a folder of its own, and removes it some time after the end."""
+    if ray_job() and Path(run.store.uri).is_relative_to(Path.cwd()):
+        told = f"warning: {run.store.uri} is this Ray job's own folder, which Ray removes; give "
+        print(f"{told}--storage s3://bucket/prefix", file=sys.stderr)
+
+
+def _close(run: Run) -> None:
     """Do what a run still does after its last checkpoint, where it was killed right then."""
-    records = run.records()
-    if records and run.status() != "finished":
-        began_s = max(record["time_s"] for record in records if record["kind"] == "start")
-        seconds = records[-1]["time_s"] - began_s
-        run.log({"kind": "end", "images": images, "status": "finished", "train_seconds": seconds})
+    run.close_log("finished")
     if not run.store.keys(run.key("report.html")):
         run.store.write(run.key("report.html"), build_report(run).encode())
 

@@ -1,0 +1,133 @@
+"""`aalnet submit`: a command of ours as a Ray job, followed to its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aalnet.errors import ConfigError, UserError
+from aalnet.settings import load_settings
+from cluster import jobs
+
+VERBS = ("train", "tune", "evaluate", "compare")
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def submit(
+    command: Annotated[
+        list[str], typer.Argument(help=f"{', '.join(VERBS)}, and its arguments", metavar="COMMAND")
+    ],
+    address: Annotated[
+        str, typer.Option(help="the cluster's dashboard", envvar="RAY_API_SERVER_ADDRESS")
+    ] = "http://127.0.0.1:8265",
+    name: Annotated[
+        str | None, typer.Option(help="of the job; default: made up", metavar="JOB")
+    ] = None,
+    working_dir: Annotated[Path, typer.Option(help="the folder that is uploaded")] = Path(),
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="return once it is taken")] = False,
+) -> None:
+    """Run a command on a cluster as a Ray job; ends with the job's own exit code.
+
+    `aalnet submit train configs/demo.yaml --storage s3://bucket/prefix`. The AWS_, AALNET_, GLOO_
+    and NCCL_ variables of this shell go along. Ctrl-C asks whether the job shall stop.
+    """
+    folder = working_dir.expanduser().resolve()
+    check_command(command, folder)
+    client = jobs.connect(address)
+    size_mib = jobs.upload_bytes(folder) / jobs.MIB
+    print(f"     cluster  {client.get_address()}\n      upload  {folder}, {size_mib:.1f} MiB")
+    job = jobs.submit(client, command, folder, name)
+    print(f"         job  {job}", flush=True)
+    if no_wait:
+        print(f"follow it: ray job logs --follow {job}; stop it: ray job stop {job}")
+        return
+    raise typer.Exit(follow(jobs.Follower(client, job, _write)))
+
+
+def check_command(command: Sequence[str], folder: Path) -> None:
+    """Find the mistakes that the job would only find on the cluster.
+
+    Raises:
+        UserError: what is wrong, and the next move.
+    """
+    verb, arguments = command[0], list(command[1:])
+    if verb not in VERBS:
+        raise UserError(f"`{verb}` cannot be submitted; one of {', '.join(VERBS)} can")
+    if "--help" in arguments:
+        raise UserError(f"its options are told by `aalnet {verb} --help`")
+    if not folder.is_dir():
+        raise UserError(f"--working-dir {folder} is not a folder")
+    _check_storage(arguments)
+    if verb != "evaluate" and arguments and not arguments[0].startswith("-"):
+        config = folder / arguments[0]
+        if not config.resolve().is_relative_to(folder):
+            raise ConfigError(
+                f"`{arguments[0]}` lies outside {folder}, which is what the job gets; copy it "
+                "there, or give --working-dir"
+            )
+        if not config.is_file():
+            raise ConfigError(f"there is no file `{arguments[0]}` in {folder}; give its path there")
+        if verb != "tune":  # a campaign's file is read on the cluster alone
+            load_settings(str(config), values_of(arguments, "--set"))
+
+
+def _check_storage(arguments: Sequence[str]) -> None:
+    storage = [*values_of(arguments, "--storage"), os.environ.get("AALNET_STORAGE", "")][0]
+    if not storage.startswith(("s3://", "/", "file:///")):
+        raise ConfigError(
+            f"storage `{storage or './aalnet-runs'}` would lie in the job's own folder, which Ray "
+            "removes; give --storage s3://bucket/prefix, or the absolute path of a folder that "
+            "every node shares"
+        )
+
+
+def values_of(arguments: Sequence[str], option: str) -> list[str]:
+    """What `--option VALUE` and `--option=VALUE` give."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [
+        after if argument == option else argument.removeprefix(f"{option}=")
+        for argument, after in pairs
+        if argument == option or argument.startswith(f"{option}=")
+    ]
+
+
+def follow(follower: jobs.Follower) -> int:
+    """Show the job's log until it ends; gives its exit code. Ctrl-C asks what to do."""
+    job = follower.job
+    while True:
+        try:
+            return jobs.exit_code(follower.follow())
+        except KeyboardInterrupt:
+            wish = _wish() if sys.stdin.isatty() else "d"
+        if wish == "s":
+            follower.stop()
+            print("asked to stop: it saves a checkpoint first", file=sys.stderr)
+        elif wish == "d":
+            print(
+                f"detached; `{job}` goes on. Follow it: ray job logs --follow {job}; "
+                f"stop it: ray job stop {job}", file=sys.stderr,
+            )  # fmt: skip
+            return INTERRUPTED
+
+
+def _wish() -> str:
+    """`s`top, `d`etach or `c`ontinue; a second Ctrl-C detaches, which harms nothing."""
+    question = "\n[s]top the job after a checkpoint, [d]etach and let it run, [c]ontinue? [c] "
+    try:
+        return input(question).strip().lower()[:1] or "c"
+    except (KeyboardInterrupt, EOFError):
+        print(file=sys.stderr)
+        return "d"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
