@@ -1,0 +1,196 @@
+"""The report of a campaign in every state it can be in; slow: looked at by a real browser."""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aalnet.settings import load_settings
+from cluster.store import FolderStore
+from tests.made_campaigns import BASE, IMAGES, RUNG, campaign_settings, made_campaign
+from tuner.best import winner
+from tuner.report import costs, repeated, write_report
+from tuner.settings import CampaignSettings
+from tuner.status import CampaignStatus, build_status
+
+PATIENCE_MS = 120_000  # of a busy machine: the page holds 5 MB of Plotly
+CHROMIUM = shutil.which("chromium")
+SEVERAL = {
+    "objectives": [
+        {"figure": "kid_lite0"},
+        {"figure": "diversity", "direction": "maximise"},
+    ],
+    "pruning": {"kind": "none"},
+}
+THREE = SEVERAL | {"objectives": [*SEVERAL["objectives"], {"figure": "l1"}]}  # type: ignore[list-item]
+USUAL = [
+    "complete", "complete", "pruned", "complete", "pruned", "fail", "complete", "pruned",
+    "complete", "running",
+]  # fmt: skip
+STATES: dict[str, tuple[Sequence[str], dict[str, Any]]] = {
+    "usual": (USUAL, {}),
+    "nothing-yet": ([], {}),
+    "one-trial": (["complete"], {}),
+    "only-pruned": (["pruned", "pruned"], {}),
+    "all-failed": (["fail"] * 3, {}),
+    "one-choice": (["complete"] * 5, {"space": {"objective.K": {"choices": [2, 4, 8]}}}),
+    "words": (["complete"] * 6, {"space": {
+        "network.blocks": {"choices": ["resnet", "densenet"]},
+        "data.flip": {"choices": [True, False]},
+    }}),
+    "front": ([*["complete"] * 8, "fail"], SEVERAL),
+    "front-of-three": (["complete"] * 5, THREE),
+    "larger-is-better": (USUAL, {"objectives": [{"figure": "ssim", "direction": "maximise"}]}),
+}  # fmt: skip
+
+
+def made_page(folder: Path, state: str) -> tuple[FolderStore, str]:
+    outcomes, values = STATES[state]
+    settings, store = campaign_settings(values), FolderStore(folder)
+    return store, write_report(made_campaign(store, state, outcomes, settings), settings).decode()
+
+
+def status_of(
+    folder: Path,
+    outcomes: Sequence[str],
+    settings: CampaignSettings,
+    repeats: dict[int, list[float]] | None = None,
+) -> tuple[CampaignStatus, dict[str, Any]]:
+    campaign = made_campaign(FolderStore(folder), "mine", outcomes, settings, repeats)
+    (study,) = campaign.open_storage(writes=False).get_all_studies()
+    trials = campaign.open_storage(writes=False).get_all_trials(study._study_id)
+    return build_status("mine", settings, trials, study.user_attrs), study.user_attrs
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_report_of_a_campaign_in_any_state(tmp_path: Path, state: str) -> None:
+    store, page = made_page(tmp_path, state)
+    outcomes, _ = STATES[state]
+    assert store.read(f"campaigns/{state}/report.html").decode() == page
+    for outcome in ("complete", "pruned", "fail", "running"):
+        assert page.count(f'<span class="status {outcome}">') == outcomes.count(outcome)
+    assert page.count("<b>Trial ") == min(outcomes.count("complete"), 4), "sample grids"
+    assert ("The winner" in page or "The best by" in page) == ("complete" in outcomes)
+    assert bool(store.keys(f"campaigns/{state}/best.yaml")) == ("complete" in outcomes)
+    # One file: nothing is loaded, and nothing of the study is markup.
+    page_of_ours, _, _ = page.partition("<script>")
+    assert "default-src 'none'" in page_of_ours
+    assert not re.search(r"<(link|iframe|object)\b", page)
+    assert all(source.startswith("data:") for source in re.findall(r'<img src="([^"]*)"', page))
+    assert "<b>lower</b>" not in page
+    assert ("&lt;b&gt;lower&lt;/b&gt; optimizer.lr" in page) == ("fail" in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("state", "titles"),
+    [
+        ("usual", ["History", "On the way", "What mattered", "The two that mattered most",
+                   "Each setting by itself", "All settings at once"]),
+        ("one-trial", ["History", "On the way"]),
+        ("one-choice", ["History", "On the way", "What mattered", "Each setting by itself"]),
+        ("front", ["Pareto front", "History", "What mattered", "The two that mattered most",
+                   "Each setting by itself", "All settings at once"]),
+        ("only-pruned", []),
+        ("all-failed", []),
+    ],
+)  # fmt: skip
+def test_plots_of_what_is_there(tmp_path: Path, state: str, titles: list[str]) -> None:
+    _, page = made_page(tmp_path, state)
+    assert re.findall(r"<h3>(.*?)</h3>", page) == titles
+    assert page.count("Plotly.newPlot(") == len(titles) + page.count("Plotly.newPlot()")
+
+
+def test_best_yaml_makes_the_winner_again(tmp_path: Path) -> None:
+    store, _ = made_page(tmp_path, "usual")
+    path = tmp_path / "best.yaml"
+    path.write_bytes(store.read("campaigns/usual/best.yaml"))
+    settings = load_settings(path)
+    status, _ = status_of(tmp_path / "again", USUAL, campaign_settings())
+    params = winner(status, campaign_settings()).params
+    assert settings.objective.eta == params["objective.eta"]
+    assert params["objective.K"] == settings.objective.K
+    assert settings.run.images == IMAGES
+    assert settings.run.workers == 0
+    head = path.read_text(encoding="utf-8").splitlines()[:3]
+    assert head[0].startswith("# Trial 0 of campaign usual: kid_lite0 0.1")
+    assert head[2] == "# Into use: aalnet promote usual-0000 --model NAME"
+
+
+def test_the_winner_has_the_best_mean_of_those_with_repeats(tmp_path: Path) -> None:
+    # Trial 0 is the best with its own seed, and was lucky; trial 2 was never run again.
+    status, attributes = status_of(
+        tmp_path, ["complete"] * 3, campaign_settings(), {0: [0.3, 0.2], 1: [0.12, 0.1]}
+    )
+    best = winner(status, campaign_settings())
+    assert (best.number, best.repeats) == (1, (0.12, 0.1))
+    rows = [row for row in status.rows if row.repeats]
+    (lucky, steady) = repeated(rows, attributes, seed=0)
+    assert lucky.values == {0: 0.1, 1: 0.3, 2: 0.2}
+    assert (lucky.mean, lucky.deviation) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert steady.mean == pytest.approx(0.11)
+
+
+def test_the_winner_of_what_should_be_large(tmp_path: Path) -> None:
+    settings = campaign_settings({"objectives": [{"figure": "ssim", "direction": "maximise"}]})
+    status, _ = status_of(tmp_path, ["complete", "complete", "fail"], settings)
+    assert winner(status, settings).number == 1
+    assert status.best == {"ssim": pytest.approx(0.11)}
+
+
+def test_costs_by_how_trials_ended(tmp_path: Path) -> None:
+    outcomes = ["complete", "pruned", "pruned", "fail"]
+    status, attributes = status_of(tmp_path, outcomes, campaign_settings(), {0: [0.1]})
+    found = {share.kind: (share.trials, share.images) for share in costs(status, attributes)}
+    assert found == {
+        "complete": (1, IMAGES), "pruned": (2, 2 * RUNG), "fail": (1, 1200), "repeats": (1, IMAGES),
+    }  # fmt: skip
+    assert sum(images for _, images in found.values()) == status.images
+
+
+def test_base_of_the_made_campaigns_prunes() -> None:
+    assert campaign_settings().first_rung_images == RUNG == BASE["run"]["checkpoint_every_images"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+# playwright's own transport leaves its child's pipe to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("width_px", [1280, 390])
+@pytest.mark.parametrize("state", ["usual", "front", "all-failed"])
+def test_report_in_a_browser(browser: Any, tmp_path: Path, state: str, width_px: int) -> None:
+    _, html = made_page(tmp_path, state)
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    page = browser.new_page(viewport={"width": width_px, "height": 900})
+    loaded: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: loaded.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+    page.goto(f"file://{tmp_path / 'report.html'}", timeout=PATIENCE_MS)
+    drawn = page.locator(".plot").count()
+    page.wait_for_function(
+        f"document.querySelectorAll('.plot .main-svg').length >= {drawn}", timeout=PATIENCE_MS
+    )
+    assert drawn == html.count("<h3>")
+    assert complaints == []
+    assert [url for url in loaded if not url.startswith(("file:", "data:", "blob:"))] == []
+    wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wider <= 0, "the page itself never scrolls sideways"
+    broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
+    assert broken == 0
+    page.close()

@@ -1,0 +1,280 @@
+"""A campaign's file: read once, checked once. Every setting that it varies is checked as a run's.
+
+campaign.yaml in the campaign's storage is the same file with everything filled in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from aalnet.errors import ConfigError
+from aalnet.settings import Count, Positive, Section, Settings, identity, parse_settings
+from aalnet.yaml_io import apply_overrides, read_mapping, validate
+from tuner.dotted import flat, with_values
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Choice = bool | int | float | str
+FigureName = Literal["kid", "kid_lite0", "l1", "best_of_k_l1", "diversity", "ssim", "psnr"]
+
+
+class Range(Section):
+    """Numbers from `low` to `high`; whole ones where both bounds are whole and `log` is off."""
+
+    low: int | Number
+    high: int | Number
+    log: bool = Field(False, description="every order of magnitude weighs alike")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low must be < high, got {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a log range must start above 0, got {self.low}")
+        return self
+
+
+class Choices(Section):
+    """One of several values."""
+
+    choices: Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]
+
+
+class Objective(Section):
+    """A figure of the evaluation, and which way is better."""
+
+    figure: FigureName = Field("kid_lite0", description="kid: by the base's evaluation.features")
+    direction: Literal["minimise", "maximise"] = "minimise"
+
+
+class Budget(Section):
+    """When a campaign ends."""
+
+    trials: Count = Field(20, description="trials in all, failed ones included")
+    images: Count = Field(14_400, description="a trial trains on so many")
+    seconds: Positive | None = Field(None, description="of all starts; then no trial begins")
+
+
+class Sampler(Section):
+    """Where suggestions come from."""
+
+    kind: Literal["tpe", "random", "nsga2"] = Field("tpe", description="nsga2: several objectives")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    startup_trials: Annotated[int, Field(ge=0)] = Field(8, description="random ones, at first")
+
+
+class Pruning(Section):
+    """Which trials are stopped early. Rungs are images, and multiples of an evaluation."""
+
+    kind: Literal["none", "asha", "median"] = "asha"
+    first_rung_images: Count | None = Field(None, description="default: the first evaluation")
+    reduction: Annotated[int, Field(ge=2)] = Field(
+        2, description="asha: the best 1/reduction of a rung go on, to reduction times the images"
+    )
+    startup_trials: Annotated[int, Field(ge=0)] = Field(4, description="median: never pruned")
+
+
+class Repeats(Section):
+    """The best trials are run again with other seeds, and ranked by their mean."""
+
+    top: Annotated[int, Field(ge=0)] = Field(2, description="so many trials; 0: none")
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(strict=False)] = (
+        1,
+        2,
+    )
+
+
+EVALUATED = ("evaluation.", "run.evaluate_every_images", "run.checkpoint_every_images")
+SPACE: dict[str, Any] = {
+    "objective.lambda": {"low": 0.05, "high": 2.0, "log": True},
+    "objective.eta": {"low": 0.05, "high": 1.0, "log": True},
+    "objective.beta": {"low": 0.01, "high": 1.0, "log": True},
+    "objective.gamma": {"low": 1e-8, "high": 1e-5, "log": True},
+    "objective.K": {"choices": [2, 4, 8]},
+}
+
+
+class CampaignSettings(Section):
+    """Everything that decides a campaign."""
+
+    base: dict[str, Any] = Field(
+        description="settings of every trial; `file`: those of a file, here changed"
+    )
+    space: dict[str, Range | Choices] = Field(
+        default_factory=lambda: {key: _dimension(value) for key, value in SPACE.items()},
+        min_length=1, description="dotted names of settings, and what to try",
+    )  # fmt: skip
+    objectives: Annotated[tuple[Objective, ...], Field(strict=False, min_length=1)] = (Objective(),)
+    first: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] | None = Field(
+        None, description="tried first; default: the base settings themselves"
+    )
+    warm_start: str | None = Field(None, description="campaign whose best trials are tried first")
+    budget: Budget = Budget()
+    sampler: Sampler = Sampler()
+    pruning: Pruning = Pruning()
+    repeats: Repeats = Repeats()
+    trials_at_once: Count | Literal["auto"] = "auto"
+    workers: Count = Field(1, description="of one trial; 1: in the trial's own process")
+    failures_in_a_row: Count = Field(4, description="so many end the campaign")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        several = len(self.objectives) > 1
+        if several and self.pruning.kind != "none":
+            raise ValueError(
+                f"pruning.kind must be none with {len(self.objectives)} objectives, got "
+                f"{self.pruning.kind}: no trial is simply worse than another"
+            )
+        if self.sampler.kind == "nsga2" and not several:
+            raise ValueError("sampler.kind nsga2 needs several objectives; use tpe")
+        if len({objective.figure for objective in self.objectives}) < len(self.objectives):
+            raise ValueError("objectives: the same figure stands twice")
+        return self
+
+    def run_settings(self, values: dict[str, Any], seed: int | None = None) -> Settings:
+        """The settings of a run of this campaign with these values of the searched ones."""
+        own = {
+            "run.workers": 0 if self.workers == 1 else self.workers,
+            "run.images": self.budget.images,
+            "telemetry.linger_s": 0.0,  # the next trial waits for nobody
+        }
+        seeded = {} if seed is None else {"run.seed": seed}
+        return parse_settings(with_values(self.base, own | values | seeded))
+
+    @property
+    def first_rung_images(self) -> int:
+        """Where pruning begins: its own setting, but not before the first evaluation."""
+        run = self.run_settings({}).run
+        every = run.evaluate_every_images or run.checkpoint_every_images
+        return max(self.pruning.first_rung_images or 0, every)
+
+    @property
+    def repeat_seeds(self) -> tuple[int, ...]:
+        """Seeds of the repeats: the trial itself had the base's."""
+        own = self.run_settings({}).run.seed
+        front = len(self.objectives) > 1  # which of it is best is its owner's choice
+        return () if front else tuple(seed for seed in self.repeats.seeds if seed != own)
+
+    def defaults(self) -> dict[str, Any]:
+        """The base's own values of what is searched."""
+        values = flat(self.run_settings({}).to_dict())
+        return {key: values[key] for key in self.space}
+
+    def decides(self) -> dict[str, Any]:
+        """What may not change once a campaign has begun, flat."""
+        plain = self.to_dict()
+        run = self.run_settings({}).to_dict()
+        values = flat(run)
+        del run["run"]["images"]  # of the budget
+        base = identity(run) | {key: values[key] for key in values if key.startswith(EVALUATED)}
+        return {
+            **{f"base.{key}": value for key, value in base.items()},
+            "budget.images": self.budget.images,
+            **{f"space.{key}": value for key, value in plain["space"].items()},
+            "objectives": plain["objectives"],
+            "pruning": plain["pruning"],
+            "sampler": plain["sampler"],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def load_campaign(path: Path | str, overrides: Sequence[str] = ()) -> CampaignSettings:
+    """Read a campaign's file. `base` may name a settings file beside it, and change some of it.
+
+    Raises:
+        ConfigError: a key is unknown, a value has a wrong type or is out of range; here, in the
+            base, or at an end of a searched range.
+    """
+    return parse_campaign(apply_overrides(read_campaign(path), overrides))
+
+
+def read_campaign(path: Path | str) -> dict[str, Any]:
+    """A campaign's file as plain data, with the base's own file read into it."""
+    values = read_mapping(path)
+    base = values.get("base") or {}
+    if isinstance(base, str):
+        base = {"file": base}
+    if isinstance(base, dict) and isinstance(base.get("file"), str):
+        changes = {key: value for key, value in base.items() if key != "file"}
+        values["base"] = with_values(read_mapping(Path(path).parent / base["file"]), flat(changes))
+    return values
+
+
+def parse_campaign(values: dict[str, Any]) -> CampaignSettings:
+    """Check plain data as it stands in a campaign's file."""
+    plain = {"base": {}, **values}
+    if isinstance(plain.get("space"), dict):
+        plain["space"] = {key: _dimension(value, key) for key, value in plain["space"].items()}
+    if not isinstance(plain["base"], dict):
+        raise ConfigError(f"base must be a settings file's name or settings, got {plain['base']!r}")
+    settings = validate(CampaignSettings, plain)
+    _check_values(settings)
+    return settings
+
+
+def _dimension(value: Any, key: str = "") -> Range | Choices:
+    if not isinstance(value, dict) or not {"choices", "low"} & set(value):
+        raise ConfigError(
+            f"space.{key} must be {{low: .., high: .., log: true}} or {{choices: [..]}}, "
+            f"got {value!r}"
+        )
+    try:
+        return validate(Choices, value) if "choices" in value else validate(Range, value)
+    except ConfigError as error:
+        raise ConfigError(f"space.{key}: {error}") from None
+
+
+def _check_values(settings: CampaignSettings) -> None:
+    """The base, and every value that the space or `first` could give, by the runs' own loader."""
+    base = settings.run_settings({})
+    names = flat(base.to_dict()).keys()
+    for key, dimension in settings.space.items():
+        ends = (
+            dimension.choices if isinstance(dimension, Choices) else (dimension.low, dimension.high)
+        )
+        for value in ends:
+            try:
+                settings.run_settings({key: value})
+            except ConfigError as error:
+                raise ConfigError(f"space.{key}, value {value!r}: {error}") from None
+        if key in {"run.images", "run.seed", "run.workers"}:
+            raise ConfigError(
+                f"space.{key} cannot be searched: budget.images, repeats.seeds and workers "
+                "decide it"
+            )
+        if key not in names:
+            raise ConfigError(f"space.{key} is a group of settings; name one of them")
+    for number, values in enumerate(settings.first or ()):
+        unknown = [key for key in values if key not in settings.space]
+        if unknown:
+            raise ConfigError(f"first[{number}].{unknown[0]} is not in the space; add it there")
+        settings.run_settings(dict(values))
+    _check_figures(settings, base)
+
+
+def _check_figures(settings: CampaignSettings, base: Settings) -> None:
+    """A figure that no evaluation reports would be waited for in vain."""
+    for objective in settings.objectives:
+        if objective.figure == "kid_lite0" and base.evaluation.features is not None:
+            raise ConfigError(
+                "objectives: kid_lite0 is never reported with evaluation.features "
+                f"{base.evaluation.features}; use kid"
+            )
+    first = settings.first_rung_images
+    if settings.pruning.kind != "none" and first >= settings.budget.images:
+        raise ConfigError(
+            f"pruning.kind {settings.pruning.kind} can stop nothing: the first evaluation is at "
+            f"{first:,} images and a trial ends at {settings.budget.images:,}; "
+            "lower run.checkpoint_every_images of the base, or set pruning.kind=none"
+        )
+
+
+def finite(value: object) -> bool:
+    """Is it a number that a study may hold?"""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

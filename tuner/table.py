@@ -1,0 +1,174 @@
+"""A campaign on a terminal: its plan, a live table; plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cluster.progress import duration, number, printable
+from tuner.campaign import Campaign
+from tuner.settings import CampaignSettings, Choices, Range
+from tuner.status import CampaignStatus, TrialRow, by_mean
+
+COLOURS = {"complete": "green", "running": "blue", "pruned": "yellow", "fail": "red"}
+SHOWN = 8  # best trials in the live table
+PIPED_WIDTH = 200
+
+
+def plan(campaign: Campaign, settings: CampaignSettings) -> list[str]:
+    """What a campaign is to do, in lines."""
+    budget, repeats = settings.budget, settings.repeats
+    limit = f", none starts after {budget.seconds:,.0f} s" if budget.seconds else ""
+    several = repeats.top and repeats.seeds and len(settings.objectives) == 1
+    seeds = ", ".join(map(str, repeats.seeds))
+    lines = {
+        "campaign": campaign.name,
+        "search": ", ".join(f"{key} ({_ends(each)})" for key, each in settings.space.items()),
+        "objective": ", ".join(f"{each.direction} {each.figure}" for each in settings.objectives),
+        "trials": f"{budget.trials} of {budget.images:,} images{limit}; {settings.sampler.kind}",
+        "pruning": _pruning(settings),
+        "repeats": f"the best {repeats.top} with seeds {seeds}" if several else "none",
+        "storage": campaign.uri,
+    }
+    return [f"{name:>12}  {text}" for name, text in lines.items()]
+
+
+def _ends(dimension: Range | Choices) -> str:
+    if isinstance(dimension, Choices):
+        return " | ".join(str(choice) for choice in dimension.choices)
+    return f"{dimension.low:g} to {dimension.high:g}{', log' if dimension.log else ''}"
+
+
+def _pruning(settings: CampaignSettings) -> str:
+    rules = settings.pruning
+    if rules.kind == "none":
+        return "none"
+    rungs = f"the first rung at {settings.first_rung_images:,} images"
+    if rules.kind == "median":
+        return f"median, {rungs}"
+    return f"asha, {rungs}; the best 1/{rules.reduction} of each go on"
+
+
+class CampaignView:
+    """Shows a campaign while it runs; `show` may be called as often as one likes."""
+
+    def __init__(self, settings: CampaignSettings) -> None:
+        self._settings = settings
+        self._live = Live(console=console(), auto_refresh=False, transient=False)
+        self._told: dict[int, str] = {}
+        self._repeats = 0
+        self._tty = sys.stdout.isatty()
+
+    def __enter__(self) -> Self:
+        if self._tty:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        if self._tty:
+            self._live.__exit__(*details)
+
+    def show(self, status: CampaignStatus) -> None:
+        if self._tty:
+            self._live.update(screen(status, self._settings), refresh=True)
+            return
+        news = [
+            row for row in status.rows
+            if row.state != "waiting" and self._told.get(row.number) != row.state
+        ]  # fmt: skip
+        for row in news:
+            self._told[row.number] = row.state
+            print(printable(line(row, self._settings)), flush=True)
+        if any(row.state != "running" for row in news):
+            print(headline(status), flush=True)
+        if status.repeats_made > self._repeats:
+            self._repeats = status.repeats_made
+            print(f"repeats {status.repeats_made} of {status.repeats_wanted}", flush=True)
+
+
+def console() -> Console:
+    """For tables on standard output; one that nobody looks at is not folded."""
+    return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
+
+
+def screen(status: CampaignStatus, settings: CampaignSettings) -> Group:
+    """The best trials, those under way, and what was spent."""
+    running = [row for row in status.rows if row.state == "running"]
+    best = by_mean(status.rows, settings)[:SHOWN]
+    return Group(
+        Text(headline(status)), trials_table([*best, *running], settings), Text(budget(status))
+    )
+
+
+def headline(status: CampaignStatus) -> str:
+    """How far it is."""
+    states = ", ".join(f"{count} {state}" for state, count in status.states.items() if count)
+    best = ", ".join(f"best {name} {number(value)}" for name, value in status.best.items())
+    repeats = (
+        f", repeats {status.repeats_made}/{status.repeats_wanted}" if status.repeats_made else ""
+    )
+    left = f", {duration(status.eta_s)} left" if status.eta_s else ""
+    told = [f"{status.ended}/{status.trials} trials", states, best]
+    return " · ".join(part for part in told if part) + repeats + left
+
+
+def budget(status: CampaignStatus) -> str:
+    """What was spent, of what there is."""
+    of = f" of {duration(status.budget_s)}" if status.budget_s else ""
+    gpus = f", {duration(status.gpu_seconds)} of GPUs" if status.gpu_seconds else ""
+    return f"spent {duration(status.seconds)}{of}, {status.images:,} images{gpus}"
+
+
+def line(row: TrialRow, settings: CampaignSettings) -> str:
+    """One trial in one line."""
+    params = ", ".join(f"{short(key)} {told(value)}" for key, value in row.params.items())
+    values = ", ".join(
+        f"{objective.figure} {number(value)}"
+        for objective, value in zip(settings.objectives, row.values, strict=False)
+    )
+    at = f" at {row.images:,} images" if row.images else ""
+    why = f": {row.reason}" if row.reason else ""
+    return (
+        f"trial {row.number:>3} {row.state:<9} {params}{f' -> {values}' if values else ''}{at}{why}"
+    )
+
+
+def trials_table(
+    rows: Sequence[TrialRow], settings: CampaignSettings, *, params: bool = True
+) -> Table:
+    """Trials with their values, their mean over (so many) seeds, their parameters if wanted."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    figures = [objective.figure for objective in settings.objectives]
+    keys = list(settings.space) if params else []
+    names = [short(key) for key in keys]
+    again = any(row.repeats for row in rows)
+    heads = ["trial", "state", *figures, *["mean"] * again, *names, "images", "time"]
+    for head in heads:
+        table.add_column(head, justify="left" if head == "state" else "right", no_wrap=True)
+    for row in rows:
+        values = [number(value) for value in row.values] + ["-"] * (len(figures) - len(row.values))
+        seeds = len(row.repeats) + 1
+        mean = f"{number(row.mean)} ({seeds})" if row.repeats and row.mean is not None else "-"
+        tried = [told(row.params.get(key)) for key in keys]
+        cells = [str(row.number), row.state, *values, *[mean] * again, *tried,
+                 f"{row.images:,}", duration(row.seconds)]  # fmt: skip
+        texts = [Text(printable(cell)) for cell in cells]
+        texts[1].stylize(COLOURS.get(row.state, ""))
+        table.add_row(*texts)
+    return table
+
+
+def short(key: str) -> str:
+    """`objective.eta` -> `eta`."""
+    return key.rpartition(".")[2]
+
+
+def told(value: Any) -> str:
+    """A value of a setting, short."""
+    return number(value) if isinstance(value, float) else "-" if value is None else str(value)
