@@ -25,7 +25,7 @@ from aalnet.networks import DataSpec, Generator
 from aalnet.state import TrainState
 from cluster.checkpoint import Checkpoint, save
 from cluster.runs import Run
-from cluster.store import FolderStore
+from cluster.store import FolderStore, Store
 from deploy.endpoint.app import Application
 from deploy.endpoint.executions import Plan
 from deploy.endpoint.follow import Source
@@ -48,7 +48,7 @@ Client = httpx.AsyncClient
 
 
 def make_checkpoint(
-    store: FolderStore, run_name: str, images: int = 0, *, seed: int = 0,
+    store: Store, run_name: str, images: int = 0, *, seed: int = 0,
     spec: DataSpec = SPEC, change: Callable[[TrainState], None] | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Checkpoint:  # fmt: skip
@@ -68,7 +68,9 @@ def make_checkpoint(
 
 def make_nan(state: TrainState) -> None:
     """A model that draws what is not finite."""
-    torch.nn.init.constant_(state.ema.output.bias, float("nan"))
+    bias = state.ema.output.bias
+    assert bias is not None
+    torch.nn.init.constant_(bias, float("nan"))
 
 
 def corrupt(found: Checkpoint) -> None:

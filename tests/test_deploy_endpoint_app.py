@@ -20,7 +20,7 @@ from PIL import Image
 
 from aalnet.sampling import draw, from_uint8, noise_for, to_uint8
 from cluster.checkpoint import find_checkpoint, load_generator
-from cluster.pictures import decode_image
+from cluster.data.pictures import decode_image
 from cluster.store import FolderStore
 from deploy.endpoint.settings import EndpointSettings
 from tests.endpoint_models import (

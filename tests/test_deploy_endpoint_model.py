@@ -1,27 +1,34 @@
 """What the endpoint draws: the same bytes in every batch, no mixed batch, model swaps."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 
 from aalnet.errors import CheckpointError, NonFiniteError
 from aalnet.networks import DataSpec, Generator
+from aalnet.sampling import draw, from_uint8, to_uint8
 from cluster.models import promote, roll_back
 from cluster.store import FolderStore, StoreError
 from deploy.endpoint.batcher import Batcher, Drawn
-from deploy.endpoint.executions import Execution, Plan, Runner, sizes_up_to
+from deploy.endpoint.executions import Batch, Execution, Fewest, Plan, Runner, Samples, sizes_up_to
 from deploy.endpoint.follow import Follower, Source
 from deploy.endpoint.metrics import Metrics
 from deploy.endpoint.model import Drawing, LoadedModel, Loader
 from deploy.endpoint.probe import probe
 from deploy.endpoint.refusals import Refused
+from deploy.endpoint.service import Service
 from deploy.endpoint.settings import EndpointSettings
 from tests.endpoint_models import (
     LABELS,
@@ -85,12 +92,14 @@ def test_probe_finds_a_plan_that_agrees(blocks: str, start: bool) -> None:
     generator = Generator(tiny_settings(Path("data"), overrides), SPEC).eval().requires_grad_(False)
     plan = probe(generator, SPEC, 32, QUICK)
     runner = Runner(generator, SPEC, 32, plan)
-    condition, owner, label, noise = runner.inputs(5)
-    with torch.inference_mode():
-        expected = generator(condition, label, noise[:, None])[:, 0].clamp(-1, 1)
-    drawn = runner.draw(condition, owner, label, noise)
-    assert drawn.shape == expected.shape
-    assert float((drawn - expected).abs().max()) <= 1e-3
+    batch = runner.inputs(5)
+    label, noise = torch.from_numpy(batch.label), torch.from_numpy(batch.noise)
+    expected = draw(generator, from_uint8(batch.condition), label, noise[:, None])[:, 0]
+    drawn = runner.draw(batch)
+    assert drawn.images.shape == expected.shape
+    assert float((torch.from_numpy(drawn.images) - expected).abs().max()) <= 1e-3
+    assert np.array_equal(drawn.pixels, to_uint8(torch.from_numpy(drawn.images)))
+    assert drawn.finite.all()
 
 
 def test_probe_logs_a_table_of_all(caplog: pytest.LogCaptureFixture) -> None:
@@ -106,8 +115,10 @@ def test_probe_refuses_an_execution_that_differs(
 ) -> None:
     real = Runner.draw
 
-    def wrong(self: Runner, *args: Any) -> Any:
-        return real(self, *args) + (0.01 if self.plan.execution.traced else 0.0)
+    def wrong(self: Runner, batch: Batch) -> Samples:
+        drawn = real(self, batch)
+        off = 0.01 if self.plan.execution.traced else 0.0
+        return replace(drawn, images=drawn.images + np.float32(off))
 
     monkeypatch.setattr(Runner, "draw", wrong)
     with caplog.at_level(logging.INFO, "aalnet.endpoint"):
@@ -120,53 +131,86 @@ def test_probe_keeps_slow_models_to_small_batches(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("deploy.endpoint.executions.LONGEST_BATCH_S", 0.0)
     plan = probe(generator_of(), SPEC, 32, QUICK)
     assert plan.sizes == (1,)
-    assert plan.floors == (1, 1, 1)
+    assert plan.fewest == Fewest()
+
+
+def test_probe_weighs_what_a_busy_process_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside: list[bool] = []
+
+    def watched(work: Any, repeats: int = 5) -> float:
+        beside.append(any(t.name == "holds the lock" for t in threading.enumerate()))
+        work()
+        return 1.0
+
+    monkeypatch.setattr("deploy.endpoint.probe.seconds_of", watched)
+    probe(generator_of(), SPEC, 32, QUICK)
+    assert beside
+    assert all(beside)
+    assert all(t.name != "holds the lock" for t in threading.enumerate())
 
 
 @pytest.mark.parametrize("largest", [1, 5, 32, 50])
 def test_sizes_waste_little(largest: int) -> None:
-    sizes = sizes_up_to(largest, coarse=False)
+    sizes = sizes_up_to(largest)
     assert sizes[0] == 1
     assert sizes[-1] == largest
-    plan = Plan(Execution(), sizes, (1, 1, 1))
-    assert all(rows <= plan.size(rows, 0) <= max(1.25 * rows, 1) for rows in range(1, largest + 1))
-    assert sizes_up_to(32, coarse=True) == (1, 2, 4, 8, 16, 32)
+    plan = Plan(Execution(), sizes)
+    assert all(rows <= plan.size(rows, 1) <= max(1.25 * rows, 1) for rows in range(1, largest + 1))
 
 
 def test_floors_are_kept_to(one_probe: None) -> None:
     generator = generator_of()
-    plan = Plan(Execution(), sizes_up_to(8, coarse=False), (2, 5, 3))
-    assert [plan.size(1, stage) for stage in range(3)] == [2, 5, 3]
+    plan = Plan(Execution(), sizes_up_to(8), fewest=Fewest(conditions=2, rows=3, noises=5))
     runner = Runner(generator, SPEC, 32, plan)
-    assert runner.draw(*runner.inputs(1)).shape == (1, 3, 32, 32)
+    ran: list[list[int]] = []
+    sampler = runner.sampler
+
+    def counted(*parts: torch.Tensor) -> Any:
+        ran.append([len(part) for part in parts])
+        return sampler(*parts)
+
+    runner.sampler = counted
+    drawn = runner.draw(runner.inputs(1))
+    assert ran == [[2, 3, 5, 5]]
+    assert drawn.images.shape == (1, 3, 32, 32)
+    assert drawn.pixels.shape == (1, 32, 32, 3)
+    assert drawn.finite.shape == (1,)
+
+
+def test_what_is_not_finite_is_told_by_row() -> None:
+    generator = generator_of()
+    runner = Runner(generator, SPEC, 32, Plan(Execution(), sizes_up_to(4)))
+    batch = runner.inputs(3)
+    batch.noise[1] = np.inf
+    assert runner.draw(batch).finite.tolist() == [True, False, True]
 
 
 # The same request, the same bytes
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bits_do_not_depend_on_the_batch(store: FolderStore, seed: int) -> None:
+def test_bits_do_not_depend_on_the_batch(store: FolderStore, one_probe: None, seed: int) -> None:
     model = Loader(WHOLE).load(make_checkpoint(store, "tiny"), "tiny")
     drawings = random_drawings(model, 9, seed)
     together = model.draw(drawings)
     for drawing, drawn in zip(drawings, together, strict=True):
         (alone,) = model.draw([drawing])
-        assert torch.equal(alone, drawn)
+        assert np.array_equal(alone.images, drawn.images)
     for drawing, drawn in zip(drawings[::-1], model.draw(drawings[::-1]), strict=True):
         (alone,) = model.draw([drawing])
-        assert torch.equal(alone, drawn)
+        assert np.array_equal(alone.images, drawn.images)
 
 
 def test_conditions_are_encoded_once(store: FolderStore, one_probe: None) -> None:
     model = Loader(QUICK).load(make_checkpoint(store, "tiny"), "tiny")
     seen: list[int] = []
-    encode = model.runner.encode
+    real = model.runner.draw
 
-    def counted(condition: torch.Tensor) -> Any:
-        seen.append(len(condition))
-        return encode(condition)
+    def counted(batch: Batch) -> Samples:
+        seen.append(len(batch.condition))
+        return real(batch)
 
-    model.runner.encode = counted  # type: ignore[method-assign]
+    model.runner.draw = counted  # type: ignore[method-assign]
     one, other = np.zeros((3, 32, 32), np.uint8), np.ones((3, 32, 32), np.uint8)
     model.draw([model.drawing(c, "a", 2, i) for i, c in enumerate([one, other, one.copy()])])
     assert seen == [2]
@@ -177,30 +221,54 @@ def test_more_samples_than_a_batch_are_drawn_in_several(store: FolderStore) -> N
     condition = np.zeros((3, 32, 32), np.uint8)
     (many,) = model.draw([model.drawing(condition, "b", 20, 3)])
     (few,) = model.draw([model.drawing(condition, "b", 3, 3)])
-    assert many.shape == (20, 3, 32, 32)
-    assert torch.equal(many[:3], few)
+    assert many.images.shape == (20, 3, 32, 32)
+    assert np.array_equal(many.images[:3], few.images)
 
 
-def test_the_same_bytes_alone_and_among_others(store: FolderStore) -> None:
+def test_the_same_bytes_alone_and_among_others(store: FolderStore, one_probe: None) -> None:
     make_checkpoint(store, "tiny")
     asked = form(png_of(1), num_samples=3, seed=11)
 
     async def answers() -> list[bytes]:
-        async with client_of(service_of(store, settings=WHOLE)) as (client, _):
-            found = [(await client.post("/v1/samples", **asked)).content]
+        async with client_of(service_of(store, settings=WHOLE)) as (client, application):
+
+            async def post(request: dict[str, Any]) -> httpx.Response:
+                return (await client.post("/v1/samples", **request)).raise_for_status()
+
+            found = [(await post(asked)).content]
             for width in (3, 12):
                 crowd = [
                     form(png_of(i), num_samples=1 + i % 7, seed=i, label="b") for i in range(width)
                 ]
                 crowd.insert(width // 2, asked)
-                replies = await asyncio.gather(
-                    *(client.post("/v1/samples", **request) for request in crowd)
-                )
+                samples = sum(int(request["data"]["num_samples"]) for request in crowd)
+                with held(application.service, samples) as runs:
+                    first = asyncio.ensure_future(post(form(num_samples=1)))
+                    await asyncio.to_thread(runs.wait, 30)
+                    replies = await asyncio.gather(*(post(request) for request in crowd))
+                    await first
                 assert int(replies[width // 2].headers["x-batch-samples"]) > 3
                 found.append(replies[width // 2].content)
             return found
 
     assert len(set(asyncio.run(answers()))) == 1
+
+
+@contextlib.contextmanager
+def held(service: Service, samples: int) -> Iterator[threading.Event]:
+    """The next batch lasts until so many samples wait for the one after; the event says it runs."""
+    model, batcher, runs = service.model, service.batcher, threading.Event()
+    real, until_s = model.draw, time.monotonic() + 30
+
+    def draw(drawings: Sequence[Drawing]) -> list[Samples]:
+        model.draw = real  # type: ignore[method-assign]
+        runs.set()
+        while batcher.queued_samples < samples and time.monotonic() < until_s:
+            time.sleep(0.001)
+        return real(drawings)
+
+    model.draw = draw  # type: ignore[method-assign]
+    yield runs
 
 
 # The batcher
@@ -213,17 +281,23 @@ class SlowModel:
 
     def __init__(self, limit: int = 4) -> None:
         self.batches: list[int] = []
-        plan = Plan(Execution(), tuple(range(1, limit + 1)), (1, 1, 1))
+        plan = Plan(Execution(), tuple(range(1, limit + 1)))
         self.runner = type("SomeRunner", (), {"plan": plan})()
         self.value = 0.0
 
-    def draw(self, drawings: list[Drawing]) -> list[torch.Tensor]:
+    def draw(self, drawings: list[Drawing]) -> list[Samples]:
         self.batches.append(len(drawings))
-        return [torch.full((len(d.noise), 3, 2, 2), self.value) for d in drawings]
+        return [samples_of(len(drawing.noise), self.value) for drawing in drawings]
+
+
+def samples_of(count: int, value: float) -> Samples:
+    images = np.full((count, 3, 2, 2), value, np.float32)
+    pixels = to_uint8(torch.from_numpy(np.nan_to_num(images)))
+    return Samples(images, pixels, np.isfinite(images[:, 0, 0, 0]))
 
 
 def drawing_of(samples: int) -> Drawing:
-    return Drawing(np.zeros((3, 2, 2), np.uint8), 0, torch.zeros(samples, 4))
+    return Drawing(np.zeros((3, 2, 2), np.uint8), 0, np.zeros((samples, 4), np.float32))
 
 
 @pytest.fixture
@@ -294,15 +368,52 @@ def test_a_client_that_hangs_up_frees_its_place(batcher: Batcher) -> None:
     assert model.batches == [1]
 
 
+def test_the_thread_outlives_a_client_that_hangs_up_while_it_waits_for_others() -> None:
+    model: Any = SlowModel()
+    batcher = Batcher(EndpointSettings(batch_wait_s=1.0), Metrics())
+
+    async def hang_up() -> Drawn:
+        being_read, also = batcher.arrive(), batcher.arrive()
+        batcher.start()
+        task = asyncio.ensure_future(batcher.draw(model, drawing_of(1), batcher.arrive()))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.sleep(0)
+        also.end()
+        return await batcher.draw(model, drawing_of(2), being_read)
+
+    assert asyncio.run(hang_up()).batch_samples == 2
+    assert model.batches == [1]
+    batcher.close(5)
+
+
+def test_a_batch_runs_once_half_of_those_at_hand_are_queued(batcher: Batcher) -> None:
+    model: Any = SlowModel()
+
+    async def half() -> list[int]:
+        arrivals = [batcher.arrive() for _ in range(4)]
+        batcher.start()
+        first = [
+            asyncio.ensure_future(batcher.draw(model, drawing_of(1), arrival))
+            for arrival in arrivals[:2]
+        ]
+        found = [(await task).batch_samples for task in first]
+        for arrival in arrivals[2:]:
+            arrival.end()
+        return found
+
+    assert asyncio.run(half()) == [2, 2]
+
+
 @pytest.mark.parametrize("failure", [RuntimeError("out of memory"), None])
 def test_a_failing_batch_fails_its_requests_only(
     batcher: Batcher, failure: Exception | None
 ) -> None:
     class Failing(SlowModel):
-        def draw(self, drawings: list[Drawing]) -> list[torch.Tensor]:
+        def draw(self, drawings: list[Drawing]) -> list[Samples]:
             if failure is not None:
                 raise failure
-            return [torch.full((1, 3, 2, 2), float("nan"))]
+            return [samples_of(1, float("nan"))]
 
     async def both() -> Drawn:
         bad: Any = Failing()
@@ -322,11 +433,12 @@ def test_a_batch_waits_for_requests_that_are_being_read(batcher: Batcher) -> Non
     model: Any = SlowModel()
 
     async def late() -> None:
-        first, second = batcher.arrive(), batcher.arrive()
+        first, second, third = (batcher.arrive() for _ in range(3))
         batcher.start()
         one = asyncio.ensure_future(batcher.draw(model, drawing_of(1), first))
         await asyncio.sleep(0.01)
         await asyncio.gather(one, batcher.draw(model, drawing_of(1), second))
+        third.end()
 
     asyncio.run(late())
     assert model.batches == [2]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -17,10 +18,11 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.endpoint_parts import slow_clients
 from benchmarks.load import request_bytes
 from cluster.checkpoint import Checkpoint
 from cluster.models import promote
-from cluster.store import FolderStore
+from cluster.store import FolderStore, Store, open_store
 from tests.endpoint_models import (
     Served,
     corrupt,
@@ -32,6 +34,7 @@ from tests.endpoint_models import (
     served,
 )
 from tests.hostile_images import send
+from tests.s3_server import environment, s3_server
 from tests.tiny_runs import ROOT, aalnet, command_environment
 
 KEY = "a-long-enough-key-1"
@@ -213,21 +216,7 @@ def test_a_head_without_end_or_too_large_is_cut_off(folder: Path) -> None:
 def test_slow_clients_do_not_slow_a_healthy_one(folder: Path, endpoint: Served) -> None:
     asked = ("--clients", "1", "--seconds", "4", "--field", "num_samples=1")
     alone = load(folder, endpoint.url, *asked)
-    head = b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-
-    def drip(stop: threading.Event) -> None:
-        slow = [socket.create_connection(("127.0.0.1", endpoint.port)) for _ in range(200)]
-        for each in slow:
-            each.sendall(head)
-        while not stop.wait(0.5):
-            for each in slow:
-                with contextlib.suppress(OSError):
-                    each.sendall(b"x")
-        for each in slow:
-            each.close()
-
-    with in_background(drip):
-        time.sleep(1)
+    with slow_clients(endpoint.url):
         beside = load(folder, endpoint.url, *asked)
     assert set(beside["counts"]) == {"200"}
     assert beside["p50_ms"]["200"] <= 2 * alone["p50_ms"]["200"]
@@ -273,17 +262,25 @@ def test_three_times_the_load_it_can_carry(folder: Path) -> None:
 # Promotions
 
 
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "folder":
+        yield FolderStore(tmp_path / "store")
+        return
+    with s3_server(tmp_path / "s3") as server, environment(server.environment):
+        yield open_store(f"s3://{server.bucket}/prefix")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_twenty_promotions_under_load(folder: Path, tmp_path: Path) -> None:
-    store = FolderStore(tmp_path / "store")
+def test_twenty_promotions_under_load(folder: Path, store: Store) -> None:
     good = [make_checkpoint(store, f"run-{i}", i, seed=i) for i in range(2)]
     broken = make_checkpoint(store, "corrupted", 7, seed=7)
     promote(store, good[0], "m")
     expected: dict[str, set[bytes]] = {found.manifest().digest: set() for found in good}
     failures: list[int] = []
     with served(
-        "--model", "m", "--storage", store.root, "--set", "poll_s=0.1", cwd=folder
+        "--model", "m", "--storage", store.uri, "--set", "poll_s=0.1", cwd=folder
     ) as endpoint:
 
         def ask(stop: threading.Event) -> None:
@@ -309,14 +306,39 @@ def test_twenty_promotions_under_load(folder: Path, tmp_path: Path) -> None:
             until(lambda: endpoint.metric(REFUSED) == 2)
             time.sleep(0.5)
         facts = httpx.get(f"{endpoint.url}/v1/model").json()
+        log = endpoint.log.read_text()
     assert failures == []
+    assert log.count("promotion of `m` refused") == 2
     # Whatever was drawn beside it, one checkpoint gave one answer: no batch held two models.
     assert [len(answers) for answers in expected.values()] == [1, 1]
     assert len(set.union(*expected.values())) == 2
     assert facts["checkpoint"] == good[0].manifest().digest
 
 
-def promotion_file(store: FolderStore, found: Checkpoint) -> bytes:
+@pytest.mark.slow
+def test_a_model_in_s3_is_followed_and_outlives_its_server(folder: Path, tmp_path: Path) -> None:
+    with s3_server(tmp_path / "s3") as server, environment(server.environment):
+        store = open_store(f"s3://{server.bucket}/prefix")
+        good = [make_checkpoint(store, f"run-{i}", i, seed=i) for i in range(2)]
+        first, second = (found.manifest().digest for found in good)
+        promote(store, good[0], "m")
+        asked = ("--model", "m", "--storage", store.uri, "--set", "poll_s=0.1")
+        with served(*asked, cwd=folder) as endpoint, httpx.Client(base_url=endpoint.url) as client:
+            before = client.post("/v1/samples", **form())
+            assert before.headers["x-checkpoint"] == first
+            promote(store, good[1], "m")
+            until(lambda: endpoint.metric(SWAPPED) == 1)
+            os.kill(server.pid, signal.SIGKILL)
+            time.sleep(1)
+            after = [client.post("/v1/samples", **form(seed=seed)) for seed in range(5)]
+            ready = client.get("/readyz").status_code
+    assert [answer.status_code for answer in after] == [200] * 5
+    assert {answer.headers["x-checkpoint"] for answer in after} == {second}
+    assert ready == 200
+    assert "Traceback" not in endpoint.log.read_text()
+
+
+def promotion_file(store: Store, found: Checkpoint) -> bytes:
     """What `promote` writes for a checkpoint that was whole when it was promoted."""
     promote(store, found, "other")
     return store.read("models/other.json").replace(b'"other"', b'"m"')

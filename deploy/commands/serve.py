@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import ipaddress
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from aalnet.errors import ConfigError
 from aalnet.yaml_io import apply_overrides
 from cluster.commands.options import Set, Storage
 from cluster.store import open_store
+from cluster.telemetry.targets import Target, announced
 from deploy.endpoint.security import Keys, hash_key
 from deploy.endpoint.settings import parse_endpoint_settings
 
@@ -78,7 +80,10 @@ def serve(
         "serving %s (%s) at http://%s:%d",
         service.model.name, service.model.title, shown, listening.getsockname()[1],
     )  # fmt: skip
-    run(service, listening)
+    heard_on, heard_at = listening.getsockname()[:2]
+    target = Target(f"endpoint/{heard_on}:{heard_at}", heard_on, heard_at, os.getpid())
+    with announced(target, logging.getLogger("aalnet.endpoint").warning):
+        run(service, listening)
 
 
 SHORTEST_KEY = 16

@@ -6,18 +6,20 @@ import base64
 import io
 import json
 import math
+import struct
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from deploy.endpoint.forms import Format
 
 MEDIA_TYPES: dict[Format, str] = {
     "png": "image/png", "zip": "application/zip", "json": "application/json",
 }  # fmt: skip
+PNG, RGB, FILTER_UP = b"\x89PNG\r\n\x1a\n", 2, 2
 QUICK = 1  # zlib's level: a quarter of the default's time for a tenth more bytes
 SMALL_PIXELS = 128 * 128  # encoded in about a millisecond
 
@@ -55,6 +57,18 @@ def _tiled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=QUICK)
-    return buffer.getvalue()
+    """pixels [H, W, 3] -> a PNG file, in a third of Pillow's time: each line less the one above."""
+    height, width = pixels.shape[:2]
+    lines = np.empty((height, 1 + width * 3), np.uint8)
+    flat = pixels.reshape(height, -1)
+    lines[:, 0] = FILTER_UP
+    lines[0, 1:] = flat[0]
+    np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])  # modulo 256, as PNG has it
+    header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
+    data = zlib.compress(lines.data, QUICK)
+    return b"".join([PNG, _chunk(b"IHDR", header), _chunk(b"IDAT", data), _chunk(b"IEND", b"")])
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checked = kind + data
+    return b"".join([len(data).to_bytes(4), checked, zlib.crc32(checked).to_bytes(4)])

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from aalnet.sampling import to_uint8
 from deploy.endpoint.metrics import Metrics
 from deploy.endpoint.model import Drawing, LoadedModel
 from deploy.endpoint.refusals import Refused
@@ -64,7 +62,8 @@ class Batcher:
     """A bounded queue and the thread that empties it, a batch at a time.
 
     A batch holds jobs of one model: whoever swaps the model never mixes a batch. A batch that
-    is not full waits a little for requests that are being read, and for no others.
+    is not full waits a little for requests that are being read, and for no others; once half of
+    those at hand are queued it runs, and the others are read meanwhile.
     """
 
     def __init__(self, settings: EndpointSettings, metrics: Metrics) -> None:
@@ -106,7 +105,7 @@ class Batcher:
         """Say that it is queued, refused, or slow."""
         with self._changed:
             self._arriving -= 1
-            self._changed.notify()
+            self._wake()
 
     async def draw(self, model: LoadedModel, drawing: Drawing, arrival: Arrival) -> Drawn:
         """Queue a drawing and wait for it; when the caller is cancelled it leaves the queue.
@@ -121,7 +120,8 @@ class Batcher:
                 raise self.refusal()
             self._jobs.append(job)
             self._count(job.samples)
-            self._changed.notify()
+            if len(self._jobs) == 1:
+                self._changed.notify()
         arrival.end()
         try:
             return await job.future
@@ -133,6 +133,19 @@ class Batcher:
         return Refused(
             429, "queue", "too many requests wait; try again later", retry_after_s=self.wait_s
         )
+
+    def _wake(self) -> None:
+        """Wake the thread if it has something to do: each time costs both threads their pace."""
+        if self._jobs and not self._incomplete:
+            self._changed.notify()
+
+    @property
+    def _incomplete(self) -> bool:
+        """Is it better to wait for requests that are being read than to run what is queued?"""
+        plan = self._jobs[0].model.runner.plan
+        if self._arriving == 0 or self.queued_samples >= plan.batch_samples:
+            return False
+        return self._arriving > len(self._jobs) or self.queued_samples < plan.fewest.rows
 
     def _forget(self, job: Job) -> None:
         with self._changed:
@@ -157,26 +170,33 @@ class Batcher:
     def _next_batch(self) -> list[Job]:
         """The oldest jobs of one model that fit a batch; empty when closed and done."""
         with self._changed:
-            while not self._jobs and not self._closing:
-                self._changed.wait()
-            if not self._jobs:
-                return []
-            model = self._jobs[0].model
-            limit = model.runner.plan.batch_samples
-            wait_until_s = self._jobs[0].queued_at_s + self.settings.batch_wait_s
-            while self.queued_samples < limit and self._arriving > 0:
-                left_s = wait_until_s - time.perf_counter()
-                if left_s <= 0 or not self._changed.wait(left_s):
-                    break
-            taken: list[Job] = []
-            samples = 0
-            while self._jobs and self._jobs[0].model is model:
-                if taken and samples + self._jobs[0].samples > limit:
-                    break
-                taken.append(self._jobs.popleft())
-                samples += taken[-1].samples
-            self._count(-samples)
-            return taken
+            while self._jobs or not self._closing:
+                if not self._jobs:
+                    self._changed.wait()
+                    continue
+                self._wait_for_others()
+                if taken := self._take():  # else all have hung up meanwhile
+                    return taken
+            return []
+
+    def _wait_for_others(self) -> None:
+        wait_until_s = self._jobs[0].queued_at_s + self.settings.batch_wait_s
+        while self._jobs and self._incomplete:
+            left_s = wait_until_s - time.perf_counter()
+            if left_s <= 0 or not self._changed.wait(left_s):
+                break
+
+    def _take(self) -> list[Job]:
+        taken: list[Job] = []
+        samples = 0
+        while self._jobs and (not taken or self._jobs[0].model is taken[0].model):
+            job = self._jobs[0]
+            if taken and samples + job.samples > job.model.runner.plan.batch_samples:
+                break
+            taken.append(self._jobs.popleft())
+            samples += job.samples
+        self._count(-samples)
+        return taken
 
     def _run(self, jobs: Sequence[Job], started_at_s: float) -> list[Drawn | Refused]:
         model = jobs[0].model
@@ -188,10 +208,10 @@ class Batcher:
         self.metrics.batch_fill.observe(min(samples / model.runner.plan.batch_samples, 1.0))
         self.metrics.samples.inc(samples)
         results: list[Drawn | Refused] = []
-        for job, images in zip(jobs, drawn, strict=True):
-            if torch.isfinite(images).all():
+        for job, found in zip(jobs, drawn, strict=True):
+            if found.finite.all():
                 queue_s = started_at_s - job.queued_at_s
-                results.append(Drawn(to_uint8(images), queue_s, model_s, samples))
+                results.append(Drawn(found.pixels, queue_s, model_s, samples))
             else:
                 log.error("%s drew a picture that is not finite", model.title)
                 results.append(Refused(500, "model", "the model failed"))

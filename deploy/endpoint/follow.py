@@ -44,6 +44,7 @@ class Source:
         promotion = read_model(self.store, self.name)
         holder = ModelHolder(loader.load(checkpoint_of(self.store, promotion), self.name))
         _announce(holder.current, metrics)
+        metrics.follows(promotion, promotion)
         return holder, Follower(self.store, promotion, loader, holder, metrics)
 
 
@@ -77,6 +78,7 @@ class Follower:
         """Swap in a new promotion. A bad one is refused once; the old model stays."""
         try:
             promotion = read_model(self._store, self._seen.model)
+            self._metrics.follows(promotion, self._seen)
             if promotion == self._seen:
                 return
             loaded = self._loader.load(checkpoint_of(self._store, promotion), promotion.model)
@@ -86,6 +88,7 @@ class Follower:
             self._refuse(str(error))
         else:
             self._seen, self._refused = promotion, ""
+            self._metrics.follows(promotion, promotion)
             self._holder.current = loaded
             _announce(loaded, self._metrics)
             self._metrics.swaps.labels("swapped").inc()

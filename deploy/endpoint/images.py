@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from aalnet.networks import DataSpec
-from cluster.pictures import CHANNELS, FORMATS, decode_image
+from cluster.data.pictures import FORMATS, MODES, decode_image
 from deploy.endpoint.refusals import Refused
 
-MODES = {channels: mode for mode, channels in CHANNELS.items()}
 SMALL_PIXELS = 256 * 256  # decoded in about a millisecond
 
 

@@ -1,55 +1,43 @@
-"""The endpoint's metrics, in a registry of their own; docs/endpoint.md lists them."""
+"""The endpoint's metrics, in a registry of their own; docs/metrics.md says what each means."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from typing import Any
 
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+
+from cluster.models import Promotion
+from cluster.telemetry.catalogue import CATALOGUE
 
 
 class Metrics:
     """One object per endpoint; every label value comes from a short, fixed list."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "aalnet_endpoint_requests_total", "Answered requests", ["route", "code"],
-            registry=registry,
-        )  # fmt: skip
-        seconds = Histogram(
-            "aalnet_endpoint_seconds",
-            "Seconds of an answered POST /v1/samples: in the queue, in the model, in all",
-            ["part"], buckets=SECONDS, registry=registry,
-        )  # fmt: skip
+        # They are a second series for each, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests_total")
+        seconds = self._histogram("seconds")
         self.queue_seconds = seconds.labels("queue")
         self.model_seconds = seconds.labels("model")
         self.total_seconds = seconds.labels("total")
-        self.batch_samples = Histogram(
-            "aalnet_endpoint_batch_samples", "Samples in a batch", buckets=SAMPLES,
-            registry=registry,
-        )  # fmt: skip
-        self.batch_fill = Histogram(
-            "aalnet_endpoint_batch_fill", "Share of the largest batch that a batch filled",
-            buckets=SHARES, registry=registry,
-        )  # fmt: skip
-        self.samples = Counter("aalnet_endpoint_samples_total", "Samples drawn", registry=registry)
-        self.rejected = Counter(
-            "aalnet_endpoint_rejected_total", "Requests refused, by reason", ["reason"],
-            registry=registry,
-        )  # fmt: skip
-        self.queued = Gauge(
-            "aalnet_endpoint_queued_samples", "Samples that wait for a batch", registry=registry
-        )
-        self.model = Gauge(
-            "aalnet_endpoint_model_info", "1 for the model that new requests get",
-            ["model", "run", "images", "digest"], registry=registry,
-        )  # fmt: skip
-        self.swaps = Counter(
-            "aalnet_endpoint_swaps_total", "Promotions met: swapped in, or refused", ["outcome"],
-            registry=registry,
-        )  # fmt: skip
+        self.batch_samples = self._histogram("batch_samples")
+        self.batch_fill = self._histogram("batch_fill")
+        self.samples = self._counter("samples_total")
+        self.rejected = self._counter("rejected_total")
+        self.queued = self._gauge("queued_samples")
+        self.queue_limit = self._gauge("queue_limit_samples")
+        self.model = self._gauge("model_info")
+        self.promoted = self._gauge("model_promoted_timestamp_seconds")
+        self.served = self._gauge("model_served_timestamp_seconds")
+        self.swaps = self._counter("swaps_total")
         for outcome in ("swapped", "refused"):
             self.swaps.labels(outcome)
 
@@ -57,3 +45,23 @@ class Metrics:
         """Say which model new requests get."""
         self.model.clear()
         self.model.labels(model, run, str(images), digest).set(1)
+
+    def follows(self, seen: Promotion, served: Promotion) -> None:
+        """Say when the newest promotion was made, and the one that is served."""
+        self.promoted.labels(seen.model).set(seen.promoted_at_s)
+        self.served.labels(served.model).set(served.promoted_at_s)
+
+    def _counter(self, name: str) -> Counter:
+        return Counter(**self._facts(name))
+
+    def _gauge(self, name: str) -> Gauge:
+        return Gauge(**self._facts(name))
+
+    def _histogram(self, name: str) -> Histogram:
+        facts = self._facts(name)
+        return Histogram(**facts, buckets=CATALOGUE[facts["name"]].buckets)
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        metric = CATALOGUE[f"aalnet_endpoint_{name}"]
+        return {"name": metric.name, "documentation": metric.help, "labelnames": metric.labels,
+                "registry": self.registry}  # fmt: skip

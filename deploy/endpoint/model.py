@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from aalnet.errors import CheckpointError, NonFiniteError
 from aalnet.networks import DataSpec
-from aalnet.sampling import from_uint8, noise_for
+from aalnet.sampling import best_device, noise_for
 from aalnet.settings import Settings
 from cluster.checkpoint import Checkpoint, load_generator
 from cluster.manifest import Manifest
-from deploy.endpoint.executions import Plan, Runner
+from deploy.endpoint.executions import Batch, Plan, Runner, Samples, joined
 from deploy.endpoint.probe import probe
 from deploy.endpoint.refusals import Refused
 from deploy.endpoint.settings import EndpointSettings
@@ -32,7 +30,7 @@ class Drawing:
 
     condition: NDArray[np.uint8]  # [Cx, S, S]
     label: int
-    noise: Tensor  # [k, Z]
+    noise: NDArray[np.float32]  # [k, Z]
 
 
 class LoadedModel:
@@ -64,11 +62,11 @@ class LoadedModel:
         """
         if label not in self.spec.labels:
             raise Refused(422, "label", "unknown label; GET /v1/model lists those the model knows")
-        noise = noise_for(seed, 0, 1, num_samples, self.noise_size)[0]
+        noise = noise_for(seed, 0, 1, num_samples, self.noise_size)[0].numpy()
         return Drawing(condition, self.spec.labels.index(label), noise)
 
-    def draw(self, drawings: Sequence[Drawing]) -> list[Tensor]:
-        """The samples float32 [k, Cy, S, S] in [-1, 1] of each drawing.
+    def draw(self, drawings: Sequence[Drawing]) -> list[Samples]:
+        """The k samples of each drawing.
 
         Equal conditions are encoded once. More rows than a batch may have run in several.
         """
@@ -82,25 +80,16 @@ class LoadedModel:
                 distinct.append(drawing.condition)
             owners += [places[key]] * len(drawing.noise)
         counts = [len(drawing.noise) for drawing in drawings]
-        labels = torch.tensor([drawing.label for drawing in drawings])
-        label = labels.repeat_interleave(torch.tensor(counts))
-        noise = torch.cat([drawing.noise for drawing in drawings])
-        samples = [
-            self._batch(distinct, owners[first : first + step], label[first:], noise[first:])
-            for step in (self.runner.plan.batch_samples,)
-            for first in range(0, len(owners), step)
+        label = np.repeat([drawing.label for drawing in drawings], counts)
+        noise = np.concatenate([drawing.noise for drawing in drawings])
+        step = self.runner.plan.batch_samples
+        drawn = [
+            self.runner.draw(_batch(distinct, owners[rows], label[rows], noise[rows]))
+            for rows in (slice(first, first + step) for first in range(0, len(owners), step))
         ]
-        return list(torch.split(torch.cat(samples), counts))
-
-    def _batch(
-        self, distinct: list[NDArray[np.uint8]], owners: list[int], label: Tensor, noise: Tensor
-    ) -> Tensor:
-        """One batch: the rows of `owners`, with the first of `label` and `noise`."""
-        rows, used = len(owners), sorted(set(owners))
-        place = {owner: i for i, owner in enumerate(used)}
-        condition = from_uint8(np.stack([distinct[i] for i in used]))
-        owner = torch.tensor([place[i] for i in owners])
-        return self.runner.draw(condition, owner, label[:rows], noise[:rows])
+        whole = drawn[0] if len(drawn) == 1 else joined(drawn)
+        ends = np.cumsum(counts).tolist()
+        return [whole.rows(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
     def check(self) -> None:
         """Draw a fixed condition with every label: finite, and of the right shape.
@@ -114,11 +103,11 @@ class LoadedModel:
         drawings = [self.drawing(condition, label, 2, seed=0) for label in self.spec.labels]
         expected = (2, self.spec.target_channels, self.size_px, self.size_px)
         for label, samples in zip(self.spec.labels, self.draw(drawings), strict=True):
-            if not torch.isfinite(samples).all():
+            if not samples.finite.all():
                 raise NonFiniteError(f"{self.title} draws what is not finite for `{label}`")
-            if samples.shape != expected:
+            if samples.images.shape != expected:
                 raise CheckpointError(
-                    f"{self.title} draws {tuple(samples.shape)} where {expected} was expected"
+                    f"{self.title} draws {samples.images.shape} where {expected} was expected"
                 )
 
     @property
@@ -126,9 +115,17 @@ class LoadedModel:
         return f"{self.run}@{self.images} ({self.digest[:12]})"
 
 
-def device_of() -> torch.device:
-    """Where models run: the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _batch(
+    distinct: list[NDArray[np.uint8]],
+    owners: list[int],
+    label: NDArray[np.int64],
+    noise: NDArray[np.float32],
+) -> Batch:
+    """One batch of the rows of `owners`, with no condition that none of them has."""
+    used = sorted(set(owners))
+    place = {owner: i for i, owner in enumerate(used)}
+    condition = np.stack([distinct[i] for i in used])
+    return Batch(condition, np.array([place[i] for i in owners]), label, noise)
 
 
 class Loader:
@@ -147,7 +144,7 @@ class Loader:
             NonFiniteError: it draws what is not finite.
         """
         manifest = found.manifest()
-        generator, settings = load_generator(found, device_of())
+        generator, settings = load_generator(found, best_device())
         size_px = settings.data.size_px
         key = f"{settings.network} {size_px} {manifest.spec}"
         if key not in self._plans:
@@ -158,7 +155,7 @@ class Loader:
         )
         runner = loaded.runner
         for size in plan.sizes:
-            runner.draw(*runner.inputs(size))
+            runner.draw(runner.inputs(size))
         loaded.check()
         return loaded
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from aalnet.networks import DataSpec, Generator
+from aalnet.sampling import draw, from_uint8
 from deploy.endpoint.executions import (
     AGREEMENT,
+    ONE_OF_EACH,
     SPREAD,
+    Batch,
     Execution,
+    Fewest,
     Plan,
     Runner,
+    Samples,
     candidates,
     longest_batch,
     seconds_of,
@@ -48,87 +56,114 @@ class Trial:
 def probe(generator: Generator, spec: DataSpec, size_px: int, settings: EndpointSettings) -> Plan:
     """The fastest plan whose output agrees to AGREEMENT; logs the table of all."""
     device = next(generator.parameters()).device
-    sizes = sizes_up_to(settings.batch_samples, coarse=False)
-    eager = Plan(Execution(), sizes, (1, 1, 1))
-    largest = longest_batch(Runner(generator, spec, size_px, eager), sizes)
+    sizes = sizes_up_to(settings.batch_samples)
+    largest = longest_batch(Runner(generator, spec, size_px, Plan(Execution(), sizes)), sizes)
+    sizes = sizes_up_to(largest)
     found = []
     for execution in candidates(device, settings):
-        coarse = sizes_up_to(largest, coarse=execution.compiled)
         try:
-            found.append(_try(generator, spec, size_px, Plan(execution, coarse, (1, 1, 1))))
+            found.append(_try(generator, spec, size_px, Plan(execution, sizes)))
         except (RuntimeError, ImportError) as error:  # torch.compile without a compiler, say
             reason = f"failed: {type(error).__name__}"
             found.append(Trial(execution.name, None, math.nan, math.nan, math.nan, reason))
     usable = [trial for trial in found if trial.plan is not None]
-    chosen = usable[0].plan if usable else Plan(Execution(), (1,), (1, 1, 1))
+    chosen = usable[0].plan if usable else Plan(Execution(), (1,))
     assert chosen is not None
     best = usable[0].score if usable else math.inf
     for trial in usable[1:]:
         if trial.plan is not None and trial.score < best * (1 - SPREAD):
             chosen, best = trial.plan, trial.score
     log.info("executions, %d px, batches up to %d samples:\n%s", size_px, largest, _table(found))
-    log.info("takes %s; stages run at %s rows or more", chosen.execution.name, chosen.floors)
+    log.info(
+        "takes %s; runs %d conditions, %d rows and %d noises or more", chosen.execution.name,
+        chosen.fewest.conditions, chosen.fewest.rows, chosen.fewest.noises,
+    )  # fmt: skip
     return chosen
 
 
 def _try(generator: Generator, spec: DataSpec, size_px: int, plan: Plan) -> Trial:
     """Measure one execution beside the eager generator."""
-    device = next(generator.parameters()).device
     runner = Runner(generator, spec, size_px, plan)
-    batch = runner.inputs(plan.batch_samples)
-    condition, _, label, noise = (part.to(device) for part in batch)
-    with torch.inference_mode():
-        expected = generator(condition, label, noise[:, None])[:, 0].clamp(-1, 1).cpu()
-    difference = float((runner.draw(*batch) - expected).abs().max())
+    one, batch = runner.inputs(1), runner.inputs(plan.batch_samples)
+    drawn = runner.draw(batch)
+    difference = float(np.abs(drawn.images - _eager(generator, batch)).max())
     remark = "" if difference <= AGREEMENT else "differs"
-    if device.type == "cpu":
-        floors = _floors(runner)
-        if floors is None:
+    if runner.device.type == "cpu":
+        fewest = _fewest(runner, batch, drawn)
+        if fewest is None:
             remark = remark or "bits depend on the place in a batch"
-        else:
-            plan = runner.plan = replace(plan, floors=floors)
-    one = runner.inputs(1)
-    one_s = seconds_of(lambda: runner.draw(*one), device)
-    batch_s = seconds_of(lambda: runner.draw(*batch), device)
-    if plan.execution.compiled:  # no graph is left to be made while requests wait
-        for size in plan.sizes:
-            runner.draw(*runner.inputs(size))
+        runner.plan = plan = replace(plan, fewest=fewest or ONE_OF_EACH)
+    with _lock_wanted():
+        one_s = seconds_of(lambda: runner.draw(one))
+        batch_s = seconds_of(lambda: runner.draw(batch))
     return Trial(plan.execution.name, None if remark else plan, one_s, batch_s, difference, remark)
 
 
 @torch.inference_mode()
-def _floors(runner: Runner) -> tuple[int, int, int] | None:
-    """Per stage, the smallest size from which on all sizes give every row the same bits.
+def _eager(generator: Generator, batch: Batch) -> NDArray[np.float32]:
+    """What the generator itself draws for a batch of distinct conditions."""
+    device = next(generator.parameters()).device
+    condition = from_uint8(batch.condition).to(device)
+    label, noise = (torch.from_numpy(part).to(device) for part in (batch.label, batch.noise))
+    images: NDArray[np.float32] = (
+        draw(generator, condition, label, noise[:, None]).cpu()[:, 0].numpy()
+    )
+    return images
+
+
+@contextlib.contextmanager
+def _lock_wanted() -> Iterator[None]:
+    """Another thread holds Python's lock all the time, as the one that speaks HTTP nearly does.
+
+    What takes the lock again between its operations looks fast only while nobody asks anything.
+    """
+    over = threading.Event()
+
+    def hold() -> None:
+        while not over.is_set():
+            sum(range(100))
+
+    holder = threading.Thread(target=hold, name="holds the lock")
+    holder.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holder.join()
+
+
+def _fewest(runner: Runner, full: Batch, drawn: Samples) -> Fewest | None:
+    """The smallest size of each stage from which on every row keeps its bits.
 
     None where even a full batch does not, when its rows change places.
     """
-    condition, owner, label, noise = runner.inputs(runner.plan.batch_samples)
-    encoded = runner.encode(condition)
-    modulations = runner.modulate(label, noise)
-    full = (encoded, modulations, (runner.decode(encoded, owner, modulations),))
-    runs: tuple[Callable[[Tensor], tuple[Tensor, ...]], ...] = (
-        lambda rows: runner.encode(condition[rows]),
-        lambda rows: runner.modulate(label[rows], noise[rows]),
-        lambda rows: (runner.decode(encoded, rows, tuple(m[rows] for m in modulations)),),
-    )
-    floors = [_floor(run, all_rows, runner.plan.sizes) for run, all_rows in zip(runs, full)]  # noqa: B905
-    if any(floor is None for floor in floors):
-        return None
-    return (floors[0] or 1, floors[1] or 1, floors[2] or 1)
+    most = runner.plan.batch_samples
+    backwards = np.arange(most)[::-1].copy()
 
+    def some_conditions(size: int) -> tuple[Batch, NDArray[np.int64]]:
+        rows = backwards[:size]
+        again = np.resize(np.arange(size), most)  # every row must still be there: some twice
+        part = rows[again]
+        return Batch(full.condition[rows], again, full.label[part], full.noise[part]), part
 
-def _floor(
-    run: Callable[[Tensor], tuple[Tensor, ...]], full: tuple[Tensor, ...], sizes: tuple[int, ...]
-) -> int | None:
-    """The floor of one stage; rows are run in reverse, so that each also changes its place."""
-    floor: int | None = None
-    for size in reversed(sizes):
-        rows = torch.arange(sizes[-1]).flip(0)[:size]
-        parts = zip(run(rows), full, strict=True)
-        if not all(torch.equal(part[:size], whole[rows]) for part, whole in parts):
-            break
-        floor = size
-    return floor
+    def some_rows(size: int) -> tuple[Batch, NDArray[np.int64]]:
+        rows = backwards[:size]
+        return Batch(full.condition, rows, full.label[rows], full.noise[rows]), rows
+
+    found = Fewest(noises=most)  # one stage after the other
+    stages = {"conditions": some_conditions, "rows": some_rows, "noises": some_rows}
+    for stage, some in stages.items():
+        runner.plan = replace(runner.plan, fewest=found._replace(**{stage: 1}))
+        fewest = None
+        for size in reversed(runner.plan.sizes):
+            batch, rows = some(size)
+            if not np.array_equal(runner.draw(batch).images, drawn.images[rows]):
+                break
+            fewest = size
+        if fewest is None:
+            return None
+        found = found._replace(**{stage: fewest})
+    return found
 
 
 def _table(found: list[Trial]) -> str:

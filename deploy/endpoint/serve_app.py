@@ -5,7 +5,6 @@ serve run deploy.endpoint.serve_app:build model=NAME storage=s3://bucket/prefix 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,8 @@ def build(args: dict[str, str]) -> serve.Application:
         from deploy.endpoint.app import Application
         from deploy.endpoint.follow import Source
         from deploy.endpoint.security import Keys
-        from deploy.endpoint.server import SWITCH_S
         from deploy.endpoint.service import Service
 
-        sys.setswitchinterval(SWITCH_S)
         name, promoted = asked.model or asked.checkpoint, bool(asked.model)
         source = Source(open_store(asked.storage), name, promoted=promoted)
         keys = Keys(Path(asked.keys) if asked.keys else None)

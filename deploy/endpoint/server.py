@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 from types import FrameType
 from typing import Any
 
@@ -18,7 +17,6 @@ from deploy.endpoint.app import Application
 from deploy.endpoint.service import Service
 from deploy.endpoint.settings import EndpointSettings
 
-SWITCH_S = 0.0005  # the model's thread gets Python's lock this soon, not after 5 ms per operation
 log = logging.getLogger("aalnet.endpoint")
 
 
@@ -106,7 +104,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(service: Service, listening: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    sys.setswitchinterval(SWITCH_S)
     settings = service.settings
     application = Application(service)
     config = uvicorn.Config(

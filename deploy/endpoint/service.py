@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,6 +22,7 @@ from deploy.endpoint.replies import Reply
 from deploy.endpoint.security import Keys
 from deploy.endpoint.settings import EndpointSettings
 
+SWITCH_S = 0.0001  # the model's thread gets Python's lock this soon, not after 5 ms
 RANDOM_SEEDS = 2**31  # short enough to be read out
 PICTURE_THREADS = 2  # large pictures at once: each may take some hundred MB while it is decoded
 
@@ -31,8 +33,10 @@ class Service:
     def __init__(self, source: Source, settings: EndpointSettings, keys: Keys) -> None:
         """Load the model. Raises CheckpointError, StoreError or NonFiniteError."""
         torch.set_num_threads(settings.threads)
+        sys.setswitchinterval(SWITCH_S)
         self.settings, self.keys = settings, keys
         self.metrics = Metrics()
+        self.metrics.queue_limit.set(settings.queue_samples)
         self.batcher = Batcher(settings, self.metrics)
         self.holder, self._follower = source.open(settings, self.metrics)
         self.ready = False
