@@ -1,0 +1,313 @@
+"""`aalnet deploy` waits, shows, follows logs and examines, against an API server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from deploy.operator import waiting
+from deploy.operator.errors import ClusterError, Missing, TimedOut
+from tests.kube_api import CUT, DROP, Fault, KubeApi
+from tests.kube_deploy import RUNNING, TRAINER, deploy, event, fails, good, pod
+
+JOB = "aalnet-trainer"
+Edit = Callable[[dict[str, Any]], None]
+
+
+def script(kube: KubeApi, *acts: Callable[[], object], pause_s: float = 0.4) -> None:
+    """Do one thing after another, as controllers would, once the RayJob is there."""
+
+    def play() -> None:
+        while "RayJob/aalnet-trainer" not in kube.objects.names():
+            time.sleep(0.02)
+        for act in acts:
+            time.sleep(pause_s)
+            act()
+
+    threading.Thread(target=play, daemon=True).start()
+
+
+def status(kube: KubeApi, **values: Any) -> Callable[[], None]:
+    return lambda: kube.objects.edit("RayJob", JOB, lambda job: job.update(status=values))
+
+
+DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+
+
+# Waiting
+
+
+def test_waits_for_a_job_with_progress(kube: KubeApi) -> None:
+    submitter = pod("aalnet-trainer-xyz", JOB, "submitter", status=RUNNING)
+    kube.logs["aalnet-trainer-xyz"] = [
+        "2026-11-20T08:00:01.000000000Z images 3,600/14,400  120 images/s  eta 90s",
+        "2026-11-20T08:00:02.000000000Z checkpoint at 3,600/14,400  4.1 MiB in 0.3s",
+    ]
+    script(
+        kube,
+        status(kube, jobDeploymentStatus="Initializing"),
+        lambda: kube.objects.put(submitter),
+        status(kube, jobDeploymentStatus="Running", jobStatus="RUNNING"),
+        status(kube, **DONE),
+    )
+    result = good(*TRAINER, "--yes")
+    assert "Initializing" in result.stderr
+    assert "Running RUNNING  1/1 pods ready  images 3,600/14,400" in result.stderr
+    assert "Complete SUCCEEDED" in result.stderr
+    watches = [r for r in kube.sent("GET", "/rayjobs$") if r.query.get("watch") == "true"]
+    assert watches
+    assert all(r.query["allowWatchBookmarks"] == "true" for r in watches)
+    assert all(r.query["fieldSelector"] == f"metadata.name={JOB}" for r in watches)
+
+
+def test_a_failed_job_is_a_failure(kube: KubeApi) -> None:
+    failed = status(
+        kube, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed",
+        message="exit code 2",
+    )  # fmt: skip
+    script(kube, failed)
+    told = fails(ClusterError, *TRAINER, "--yes")
+    assert "RayJob/aalnet-trainer has failed: AppFailed: exit code 2" in told
+    assert "aalnet deploy logs trainer" in told
+
+
+def test_waiting_ends_in_time_and_says_why(kube: KubeApi) -> None:
+    unscheduled = {
+        "phase": "Pending", "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."}],
+    }  # fmt: skip
+    kube.objects.put(pod("t-worker-1", JOB, "trainer", status=unscheduled))
+    kube.objects.put(pod("t-worker-2", JOB, "trainer", status=unscheduled))
+    told = fails(TimedOut, *TRAINER, "--yes", "--timeout-s", "1")
+    assert "t-worker-1 and 1 more: no free GPU (nvidia.com/gpu): 0/3 nodes" in told
+    assert "aalnet deploy status" in told
+
+
+@pytest.mark.parametrize("fault", [
+    Fault("GET", "/pods$", 500, 3), Fault("GET", "/rayjobs$", CUT),
+    Fault("GET", "/rayjobs$", DROP, 2), Fault("GET", "/events$", 429, 1),
+], ids=["500", "cut", "dropped", "429"])  # fmt: skip
+def test_waiting_outlasts_faults(
+    kube: KubeApi, fault: Fault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "TICK_S", 0.5)
+    kube.faults.append(fault)
+    script(kube, status(kube, jobDeploymentStatus="Running"), status(kube, **DONE), pause_s=0.8)
+    assert "Complete SUCCEEDED" in good(*TRAINER, "--yes").stderr
+    assert fault.times == 0
+
+
+def test_an_expired_watch_reads_again(kube: KubeApi) -> None:
+    def compact() -> None:
+        kube.objects.edit("RayJob", JOB, lambda job: job.update(status=dict(DONE)))
+        kube.objects.oldest = kube.objects.version
+        kube.objects.events.clear()
+
+    script(kube, compact, pause_s=0.1)
+    kube.objects.oldest = 10_000_000  # every watch is told so
+    assert "Complete SUCCEEDED" in good(*TRAINER, "--yes").stderr
+
+
+def test_a_job_deleted_meanwhile_is_told(kube: KubeApi) -> None:
+    script(kube, lambda: kube.objects.forget("RayJob", "aalnet", JOB))
+    assert "was deleted meanwhile" in fails(ClusterError, *TRAINER, "--yes")
+
+
+def test_waits_for_the_endpoints_rollout(kube: KubeApi) -> None:
+    def rolled(done: bool) -> Edit:
+        counts = {"replicas": 1, "updatedReplicas": 1, "availableReplicas": int(done)}
+        return lambda item: item.update(status={"observedGeneration": 1, **counts})
+
+    def play() -> None:
+        while "Deployment/aalnet-endpoint" not in kube.objects.names():
+            time.sleep(0.02)
+        for done in (False, True):
+            time.sleep(0.4)
+            kube.objects.edit("Deployment", "aalnet-endpoint", rolled(done))
+
+    threading.Thread(target=play, daemon=True).start()
+    result = good("apply", "endpoint", "--overlay", "local", "--yes", "--json")
+    assert json.loads(result.stdout)["outcome"] == "done"
+    assert "0/1 ready, 1 new" in result.stderr
+    assert "1/1 ready" in result.stderr
+
+
+# Status
+
+
+def waiting_pod(reason: str, message: str) -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return {"phase": "Pending", "containerStatuses": [{"name": "main", "state": state}]}
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [
+        ([pod("p", JOB, "trainer", status=waiting_pod("ImagePullBackOff", "Back-off pulling x"))],
+         "its image cannot be had, ImagePullBackOff: Back-off pulling x"),
+        ([pod("p", JOB, "trainer",
+              status=waiting_pod("CreateContainerConfigError", 'secret "aalnet-s3" not found'))],
+         'CreateContainerConfigError: secret "aalnet-s3" not found'),
+        ([event(JOB, "FailedToCreateHeadPod",
+                'pods "t-head" is forbidden: exceeded quota: aalnet, requested: pods=1')],
+         "no quota: exceeded quota: aalnet, requested: pods=1"),
+        ([pod("p", JOB, "trainer", status=waiting_pod("ContainerCreating", ""))], ""),
+        ([event("somebody-elses", "FailedCreate", "exceeded quota: x")], ""),
+    ],
+    ids=["image", "secret", "quota", "creating", "others"],
+)  # fmt: skip
+def test_status_tells_why_it_waits(
+    kube: KubeApi, objects: Sequence[dict[str, Any]], said: str
+) -> None:
+    good(*TRAINER, "--yes", "--no-wait")
+    for item in objects:
+        kube.objects.put(item)
+    (row,) = json.loads(good("status", "trainer", "--json").stdout)
+    assert "".join(row["why"]).endswith(said)
+    assert bool(row["why"]) is bool(said)
+
+
+def test_status_tells_what_kueue_says(kube: KubeApi) -> None:
+    good("apply", "trainer", "--overlay", "kueue", "--image", "r.io/a:1", "--storage", "s3://b/p",
+         "--yes", "--no-wait")  # fmt: skip
+    status(kube, jobDeploymentStatus="Suspended")()
+    uid = kube.objects.get("RayJob", "aalnet", JOB)["metadata"]["uid"]
+    condition = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota"}
+    kube.objects.put({
+        "apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Workload",
+        "metadata": {"name": "w", "namespace": "aalnet", "ownerReferences": [{"uid": uid}]},
+        "status": {"conditions": [condition]},
+    })  # fmt: skip
+    (row,) = json.loads(good("status", "--json").stdout)
+    assert row["why"] == ["queued in aalnet: insufficient unused quota"]
+
+
+def test_status_is_a_table_and_fails_with_the_job(kube: KubeApi) -> None:
+    good(*TRAINER, "--yes", "--no-wait")
+    status(kube, jobDeploymentStatus="Failed", reason="DeadlineExceeded")()
+    result = deploy("status")
+    assert result.exit_code == 1
+    assert "RayJob/aalnet-trainer" in result.stdout
+    assert "DeadlineExceeded" in result.stdout
+    assert "nothing in elsewhere" in good("status", "-n", "elsewhere").stdout
+
+
+# Logs
+
+
+def stamped(*texts: str) -> list[str]:
+    return [f"2026-11-20T08:00:{i // 3:02}.{i:09}Z {text}" for i, text in enumerate(texts)]
+
+
+def test_logs_of_the_driver(kube: KubeApi) -> None:
+    good(*TRAINER, "--yes", "--no-wait")
+    assert "no driver pod with a log yet" in fails(Missing, "logs", "trainer")
+    kube.objects.put(pod("s", JOB, "submitter", status=RUNNING))
+    kube.logs["s"] = stamped("one", "two", "three")
+    assert good("logs", "trainer").stdout == "one\ntwo\nthree\n"
+    assert good("logs", "trainer", "--tail", "1").stdout == "three\n"
+    assert "no trainer other" in fails(Missing, "logs", "trainer", "--name", "other")
+
+
+def test_followed_logs_outlast_a_lost_connection(kube: KubeApi) -> None:
+    good(*TRAINER, "--yes", "--no-wait")
+    kube.objects.put(pod("s", JOB, "submitter", status=RUNNING))
+    texts = [f"line {number}" for number in range(12)]
+    kube.logs["s"] = stamped(*texts)[:6]
+    kube.open_logs.add("s")
+    kube.faults += [Fault("GET", "/log$", CUT), Fault("GET", "/log$", DROP)]
+
+    def go_on() -> None:
+        kube.logs["s"] = stamped(*texts)
+        time.sleep(0.5)
+        kube.open_logs.clear()
+        status(kube, **DONE)()
+
+    script(kube, go_on, pause_s=0.8)
+    assert good("logs", "trainer", "--follow").stdout.splitlines() == texts
+
+
+def test_logs_of_several_pods_name_them(kube: KubeApi) -> None:
+    good(*TRAINER, "--yes", "--no-wait")
+    for name in ("w1", "w2"):
+        labels = {"ray.io/node-type": "worker"}
+        kube.objects.put(pod(name, JOB, "trainer", status=RUNNING, **labels))
+        kube.logs[name] = stamped(f"of {name}")
+    assert good("logs", "trainer", "--of", "worker").stdout == "w1  of w1\nw2  of w2\n"
+
+
+# Doctor
+
+
+def cluster_in_order(kube: KubeApi) -> None:
+    kube.objects.put({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "kuberay-operator", "namespace": "kuberay",
+                     "labels": {"app.kubernetes.io/name": "kuberay-operator"}},
+        "spec": {"template": {"spec": {"containers": [{"image": "q/kuberay/operator:v1.7.0"}]}}},
+        "status": {"availableReplicas": 1},
+    })  # fmt: skip
+    kube.objects.put({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {
+            "name": "gp3",
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+    })  # fmt: skip
+    kube.objects.put({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}},
+        "status": {"allocatable": {"nvidia.com/gpu": "4"}},
+    })  # fmt: skip
+
+
+def doctor(kube: KubeApi, *words: str) -> dict[str, dict[str, str]]:
+    result = deploy("doctor", "--json", *words)
+    found = json.loads(result.stdout)
+    assert result.exit_code == (0 if found["ok"] else 1)
+    return {check["name"]: check for check in found["checks"]}
+
+
+def test_doctor_of_a_cluster_in_order(kube: KubeApi) -> None:
+    cluster_in_order(kube)
+    found = doctor(kube)
+    assert {check["status"] for check in found.values()} == {"ok"}
+    assert "operator:v1.7.0" in found["kuberay"]["detail"]
+    assert "4 on 1 of 1 nodes (NVIDIA-L4)" in found["gpu nodes"]["detail"]
+    assert found["manifests"]["detail"].startswith("the server takes all 11 objects")
+    assert {r.query.get("dryRun") for r in kube.sent("PATCH")} == {"All"}
+    assert "  ok  kuberay" in good("doctor").stdout
+
+
+def test_doctor_of_an_empty_cluster(kube: KubeApi) -> None:
+    kube.missing |= {"ray.io", "kueue.x-k8s.io", "monitoring.coreos.com", "custom.metrics.k8s.io"}
+    kube.objects.forget("Namespace", "", "aalnet")
+    kube.forbidden |= {("patch", "rayjobs"), ("get", "pods/log")}
+    kube.version = "v1.29.4-eks-1"
+    found = doctor(kube, "--overlay", "kueue")
+    statuses = {name: check["status"] for name, check in found.items()}
+    assert statuses == {
+        "server": "warn", "kuberay": "fail", "namespace": "fail", "permissions": "fail",
+        "storage class": "warn", "gpu nodes": "warn", "kueue": "fail", "prometheus": "warn",
+        "metrics": "warn", "manifests": "fail",
+    }  # fmt: skip
+    assert "patch rayjobs, get pods/log" in found["permissions"]["detail"]
+    assert all(check["remedy"] for check in found.values())
+
+
+def test_doctor_sees_what_it_may(kube: KubeApi) -> None:
+    cluster_in_order(kube)
+    kube.forbidden |= {("list", "nodes"), ("list", "storageclasses")}
+    found = doctor(kube)
+    assert found["gpu nodes"]["status"] == found["storage class"]["status"] == "warn"
+    assert "cannot list" in found["gpu nodes"]["detail"]
+
+
+def test_doctor_without_a_server_says_one_thing(kube: KubeApi) -> None:
+    kube.faults.append(Fault("GET", "/version", DROP, 99))
+    found = doctor(kube)
+    assert list(found) == ["server"]
