@@ -1,0 +1,51 @@
+"""Which metrics and labels a PromQL expression asks for, against the catalogue of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from cluster.telemetry.catalogue import CATALOGUE, Metric
+
+# A metric of ours is `aalnet_`; what a rule records is `aalnet:`.
+SELECTOR = re.compile(r"(?<![\w:])((?:aalnet|ray)[_:][a-z0-9_:]+)\s*(?:\{([^}]*)\})?")
+MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
+GROUPED = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
+# Prometheus' own, a histogram's, a pod's, and those of Ray's node agents.
+GIVEN = {"job", "instance", "namespace", "pod", "le", "alertname"}
+SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+
+
+def series() -> dict[str, Metric]:
+    """Every series' name that Prometheus stores of ours, with its metric."""
+    return {
+        metric.name + suffix: metric
+        for metric in CATALOGUE.values()
+        for suffix in SUFFIXES.get(metric.kind, ("",))
+    }
+
+
+def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
+    """Each metric that an expression names, with the labels that it matches."""
+    for found in SELECTOR.finditer(expr):
+        yield found[1], set(MATCHER.findall(found[2] or ""))
+
+
+def unknown(expr: str, recorded: set[str]) -> Iterator[str]:
+    """What an expression asks for and nothing gives; `recorded`: names that rules record."""
+    known, labels = series(), set(GIVEN)
+    for name, matched in selectors(expr):
+        if name.startswith("ray_"):
+            continue
+        if name in recorded:
+            continue
+        if name not in known:
+            yield f"no metric {name}"
+            continue
+        labels |= set(known[name].labels)
+        yield from (
+            f"{name} has no label {label}" for label in matched - set(known[name].labels) - GIVEN
+        )
+    for group in GROUPED.findall(expr):
+        asked = {label.strip() for label in group.split(",") if label.strip()}
+        yield from (f"nothing here has a label {label}" for label in asked - labels)
