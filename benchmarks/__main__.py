@@ -23,6 +23,8 @@ MODULES = {  # name: its module; the order of the table
     "ray": "ray_train",
     "checkpoint": "checkpoint",
     "uploads": "uploads",
+    "telemetry": "telemetry",
+    "campaign": "campaign",
     "precision": "precision",
     "methods": "methods",
 }

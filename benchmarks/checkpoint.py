@@ -24,7 +24,8 @@ from torch import Tensor
 from aalnet.state import TrainState
 from benchmarks.steps import CYCLE, Contender, Seconds, contender, demo, in_turns, medians, ratio
 from benchmarks.table import Result, Row
-from cluster.held_out import HeldOut, png
+from cluster.data.pictures import png
+from cluster.held_out import HeldOut
 from cluster.journal import Journal
 from cluster.runs import Run
 from cluster.saver import Saver

@@ -18,10 +18,10 @@ from aalnet.settings import Settings
 from benchmarks.loops import loop_settings, plain_loop, wait_share
 from benchmarks.steps import CYCLE, Seconds, demo, medians, ratio
 from benchmarks.table import Result, Row
-from cluster.data import Pairs
-from cluster.order import Order
-from cluster.pictures import decode_image
-from cluster.reader import read_batches
+from cluster.data.order import Order
+from cluster.data.pairs import Pairs
+from cluster.data.pictures import decode_image
+from cluster.data.reader import read_batches
 
 WAIT_BAR_PERCENT = 1.0
 READ_BAR = 0.9

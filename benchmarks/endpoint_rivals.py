@@ -17,13 +17,12 @@ from PIL import Image
 
 from aalnet.sampling import draw, from_uint8, noise_for, to_uint8
 from cluster.checkpoint import find_checkpoint, load_generator
-from cluster.pictures import CHANNELS, decode_image
+from cluster.data.pictures import MODES, decode_image
 from cluster.store import open_store
 from deploy.endpoint.model import LoadedModel, Loader
 from deploy.endpoint.settings import EndpointSettings
 
 BATCH = 8  # conditions: one of each client
-MODES = {channels: mode for mode, channels in CHANNELS.items()}
 
 
 class Sampler:

@@ -49,6 +49,7 @@ class Connection:
     socket: socket.socket | None = None
     received: bytearray = field(default_factory=bytearray)
     sent_at_s: float = 0.0
+    waits: bool = False  # for an answer
 
     def send(self, request: bytes, poll: select.epoll, open_: dict[int, Connection]) -> None:
         if self.socket is None:
@@ -58,14 +59,18 @@ class Connection:
             poll.register(self.socket, select.EPOLLIN)
         self.received.clear()
         self.sent_at_s = time.perf_counter()
+        self.waits = True
         self.socket.sendall(request)
 
     def receive(self) -> tuple[int, bool] | None:
-        """(status, does the server close) once the answer is whole. Raises OSError when cut off."""
+        """(status, does the server close) once the answer is whole; status 0 when cut off."""
         assert self.socket is not None
-        chunk = self.socket.recv(262144)
+        try:
+            chunk = self.socket.recv(262144)
+        except OSError:
+            chunk = b""
         if not chunk:
-            raise ConnectionError("closed without an answer")
+            return 0, True
         self.received += chunk
         end = self.received.find(b"\r\n\r\n")
         if end < 0:
@@ -120,10 +125,7 @@ def closed(address: tuple[str, int], requests: Iterator[bytes], clients: int, se
     while (now_s := time.perf_counter()) < start_s + seconds:
         for number, _ in poll.poll(1.0):
             connection = open_[number]
-            try:
-                answer = connection.receive()
-            except OSError:
-                answer = (0, True)
+            answer = connection.receive()
             if answer is None:
                 continue
             status, ends = answer
@@ -145,27 +147,26 @@ def paced(address: tuple[str, int], requests: Iterator[bytes], rate: float, seco
     begun_s = time.perf_counter()
     sent = 0
     while (now_s := time.perf_counter()) < begun_s + warm_s + seconds:
-        due_s = begun_s + sent / rate
-        if now_s >= due_s:
+        late_s = now_s - begun_s - sent / rate
+        if late_s >= 0:
             connection = idle.pop() if idle else Connection(address)
             try:
                 connection.send(next(requests), poll, open_)
             except OSError:
                 connection.close(open_)
             sent += 1
-            continue
-        for number, _ in poll.poll(min(0.01, due_s - now_s)):
+        for number, _ in poll.poll(min(0.01, max(-late_s, 0))):  # also when it is late
             connection = open_[number]
-            try:
-                answer = connection.receive()
-            except OSError:
-                answer = (0, True)
+            answer = connection.receive()
             if answer is None:
+                continue
+            if answer[1]:
+                connection.close(open_)
+            if not connection.waits:  # the server has closed an idle one, as it may
                 continue
             if time.perf_counter() >= begun_s + warm_s:
                 seen.add(answer[0], time.perf_counter() - connection.sent_at_s)
-            if answer[1]:
-                connection.close(open_)
+            connection.waits = False
             idle.append(connection)
     return {**seen.report(seconds), "sent": sent}
 

@@ -98,4 +98,4 @@ def _in_group(
 
 def _train_plain(rank: int, answers: Path, settings: Settings, run: Run) -> None:
     launch = Launch(time.time())
-    train(run, settings, current_world(), torch.device("cpu"), lambda figures: None, launch)
+    train(run, settings, current_world(), torch.device("cpu"), lambda images, figures: None, launch)

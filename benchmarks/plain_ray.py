@@ -21,8 +21,8 @@ from ray.train.torch import TorchTrainer
 from aalnet.baselines import STEPS
 from aalnet.settings import load_settings, parse_settings
 from aalnet.state import TrainState
-from cluster.data import Pairs
-from cluster.reader import read_batches
+from cluster.data.pairs import Pairs
+from cluster.data.reader import read_batches
 from cluster.world import current_world
 
 

@@ -15,8 +15,8 @@ from aalnet.baselines import STEPS
 from aalnet.batch import ALONE, Batch, World
 from aalnet.settings import Settings, load_settings
 from aalnet.state import TrainState
-from cluster.data import Pairs
-from cluster.reader import read_batches
+from cluster.data.pairs import Pairs
+from cluster.data.reader import read_batches
 
 DEMO = "configs/demo.yaml"
 CYCLE = 16  # steps: one G penalty, four of D, at the demo's intervals
