@@ -19,16 +19,26 @@ from aalnet.errors import AalnetError
 # name: (module whose `app` is mounted, the line shown by `aalnet --help`)
 COMMANDS = {
     "train": ("cluster.commands.train", "Train a model on this machine or a Ray cluster."),
+    "tune": ("tuner.commands.tune", "Search settings in a campaign of many trials."),
+    "campaigns": ("tuner.commands.campaigns", "List, show and report campaigns; their winners."),
+    "submit": ("cluster.commands.submit", "Run a command on a cluster, as a Ray job."),
     "runs": ("cluster.commands.runs", "List, show and watch runs."),
+    "watch": ("tuner.commands.watch", "Show how a run or a campaign goes on, with sparklines."),
     "sample": ("cluster.commands.sample", "Draw several pictures for condition images."),
     "evaluate": ("cluster.commands.evaluate", "Measure a model on held-out pairs."),
     "compare": ("cluster.commands.compare", "Train aalnet, gan and vae alike, side by side."),
     "promote": ("cluster.commands.promote", "Point a model's name to a checkpoint."),
     "serve": ("deploy.commands.serve", "Serve a model over HTTP, with a page to try it on."),
+    "deploy": ("deploy.commands.deploy", "Put it all onto Kubernetes: apply, status, logs."),
     "data": ("cluster.commands.data", "Pack pictures into a data set; inspect one."),
+    "monitor": ("cluster.commands.monitor", "Start a local Prometheus, wired to what runs here."),
     "doctor": ("cluster.commands.doctor", "Check this machine, the storage and the cluster."),
     "schema": ("cluster.commands.schema", "Print the JSON schema of a settings file."),
 }
+EXTRAS = {  # of pyproject.toml: what a command needs; the others need `train`
+    "tune": "tune", "campaigns": "tune", "watch": "tune", "submit": "submit",
+    "serve": "endpoint", "deploy": "deploy",
+}  # fmt: skip
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, as shells do
 
 
@@ -72,6 +82,9 @@ def main() -> None:
     except AalnetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        print(f"error: {_what_to_install(error)}", file=sys.stderr)
+        sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and (type(end) is not SystemExit or end.code != INTERRUPTED):
             raise
@@ -80,6 +93,19 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str:
+    """The next move where a command's packages are missing; raises `error` where one is ours."""
+    package = (error.name or "").partition(".")[0]
+    if package in {"", "aalnet", "cluster", "tuner", "deploy"}:
+        raise error
+    command = next((word for word in sys.argv[1:] if word in COMMANDS), "train")
+    extra = EXTRAS.get(command, "train")
+    return (
+        f"`aalnet {command}` needs the package `{package}`, which is not installed here; "
+        f"try pip install 'aalnet-cloud[{extra}]', from this folder pip install -e '.[{extra}]'"
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def gan_step(state: TrainState, batch: Batch, world: World = ALONE) -> dict[str,
     d_terms = {
         "real_probability": F.logsigmoid(real),
         "fake_probability": F.logsigmoid(-fake[:, 0]),
-        "discriminator_accuracy": terms.accuracy(fake, real).detach(),
+        **ddm.accuracies(fake, real),
     } | ddm.smoothness_terms(state, batch, samples.detach())
     d_weights = {"real_probability": 1.0, "fake_probability": 1.0}
     backward(d_terms, ddm.discriminator_weights(settings.objective) | d_weights, batch)

@@ -14,6 +14,8 @@ from aalnet.settings import ObjectiveSettings
 from aalnet.state import TrainState
 from aalnet.terms import Terms
 
+ACCURACIES = ("discriminator_accuracy", "real_accuracy", "fake_accuracy")
+
 
 def judge(state: TrainState, batch: Batch, samples: Tensor) -> tuple[Tensor, Tensor]:
     """D on the samples and on the target in one pass.
@@ -32,13 +34,23 @@ def discriminator_terms(state: TrainState, batch: Batch, samples: Tensor) -> Ter
     fake, real = judge(state, batch, samples)
     found = {
         "separation": terms.separation(fake, real),
-        "discriminator_accuracy": terms.accuracy(fake, real).detach(),
+        **accuracies(fake, real),
     }
     if objective.eta * objective.offset_share:
         own, other = state.discriminator.encoder, state.generator.encoder
         distance = terms.offset(own.parameters(), other.parameters())
         found["discriminator_offset"] = distance.expand(len(real))
     return found | smoothness_terms(state, batch, samples)
+
+
+def accuracies(fake: Tensor, real: Tensor) -> Terms:
+    """How often D is right: by pairs, as its loss sees them, and on each side alone."""
+    fake, real = fake.detach(), real.detach()
+    return {
+        "discriminator_accuracy": terms.accuracy(fake, real),
+        "real_accuracy": terms.real_accuracy(real),
+        "fake_accuracy": terms.fake_accuracy(fake),
+    }
 
 
 def smoothness_terms(state: TrainState, batch: Batch, samples: Tensor) -> Terms:
@@ -58,7 +70,7 @@ def discriminator_weights(objective: ObjectiveSettings) -> dict[str, float]:
     """Weights by name of term; the lazy penalty counts for the steps it was not due."""
     return {
         "separation": 1.0,
-        "discriminator_accuracy": 0.0,
+        **dict.fromkeys(ACCURACIES, 0.0),
         "discriminator_offset": -objective.eta * objective.offset_share,
         "image_gradient": -0.5 * objective.r1 * objective.r1_interval,
     }

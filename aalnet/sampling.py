@@ -16,6 +16,11 @@ GAP_PX = 2
 HEAD_PX = 20
 
 
+def best_device() -> torch.device:
+    """Where people's models run: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def noise_for(seed: int, first: int, count: int, k: int, noise_size: int) -> Tensor:
     """Noise of images `first` .. `first + count - 1`, each from (seed, its index) alone.
 
@@ -41,17 +46,26 @@ def draw(generator: Generator, condition: Tensor, label: Tensor, noise: Tensor) 
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """[..., C, H, W] in [-1, 1] -> uint8 [..., H, W, 3]; one channel becomes three."""
-    images = images.detach().float().cpu().clamp(-1, 1)
+    result: NDArray[np.uint8] = to_pixels(images.detach().float().cpu()).numpy()
+    return result
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """`to_uint8` on the device that the images are on."""
     if images.shape[-3] == 1:
         images = images.expand(*images.shape[:-3], 3, *images.shape[-2:])
-    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
-    result: NDArray[np.uint8] = pixels.movedim(-3, -1).contiguous().numpy()
-    return result
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.movedim(-3, -1).contiguous()
 
 
 def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
     """uint8 -> float in [-1, 1], of the same shape."""
-    return torch.from_numpy(pixels).float() / 127.5 - 1
+    return from_pixels(torch.from_numpy(pixels))
+
+
+def from_pixels(pixels: Tensor) -> Tensor:
+    """`from_uint8` on the device that the pixels are on."""
+    return pixels.float() / 127.5 - 1
 
 
 def grid(

@@ -146,6 +146,9 @@ class RunSettings(Section):
         description="auto: one per GPU, else one per CPU core; 0: no Ray; MIN:MAX: as many as "
         "there are, while the run trains",
     )
+    threads: Count | Literal["auto"] = Field(
+        "auto", description="of torch, a worker's; figures repeat to the bit with as many"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda where there is a GPU")
     precision: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="bfloat16: autocast; float64: slow, to check numbers"
@@ -190,6 +193,28 @@ class FailureSettings(Section):
     )
 
 
+class TelemetrySettings(Section):
+    """What a run tells of itself while it trains (docs/metrics.md)."""
+
+    port: Literal["auto"] | Annotated[int, Field(ge=0, le=65535)] = Field(
+        "auto", description="of /metrics; auto: 9464, or a free one where it is taken; 0: none"
+    )
+    host: Annotated[str, Field(min_length=1)] = Field(
+        "127.0.0.1", description="address to serve it on; 0.0.0.0: all, as a pod must"
+    )
+    linger_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        60.0, description="at the end, the longest wait for one more scrape, if there were any"
+    )
+    tensorboard: bool = Field(False, description="write event files for TensorBoard too")
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _check_port(cls, value: object) -> object:
+        if isinstance(value, str) and value != "auto":
+            raise ValueError("auto, or a number")
+        return value
+
+
 class Settings(Section):
     """Everything that decides a run. `digest()` covers all but where and how long it runs."""
 
@@ -202,6 +227,7 @@ class Settings(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     run: RunSettings = RunSettings()
     failures: FailureSettings = FailureSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -235,10 +261,10 @@ class Settings(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-RESUMABLE_SECTIONS = frozenset({"evaluation", "failures"})
+RESUMABLE_SECTIONS = frozenset({"evaluation", "failures", "telemetry"})
 RESUMABLE_KEYS = frozenset({"data.memory_budget_mib", "data.cache_gib", *(f"run.{key}" for key in (
     "checkpoint_every_images", "evaluate_every_images", "log_every_images", "keep_last",
-    "keep_best", "keep_every", "best_by", "workers", "device", "grid_conditions",
+    "keep_best", "keep_every", "best_by", "workers", "threads", "device", "grid_conditions",
 ))})  # fmt: skip
 
 

@@ -94,6 +94,15 @@ class TrainState:
         self.images_seen += images
         self.steps += 1
 
+    @torch.no_grad()
+    def ema_distance(self) -> float:
+        """||G - its moving average|| / ||the moving average||. Waits for the device."""
+        own, average = (
+            torch.nn.utils.parameters_to_vector(network.parameters())
+            for network in (self.generator, self.ema)
+        )
+        return float(torch.linalg.vector_norm(own - average) / torch.linalg.vector_norm(average))
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the state, by file: one flat mapping per network and optimizer."""
         files = {name: dict(network.state_dict()) for name, network in self.networks.items()}

@@ -112,6 +112,19 @@ def accuracy(fake_logits: Tensor, real_logit: Tensor) -> Tensor:
     return (real_logit[:, None] > fake_logits).to(fake_logits.dtype).mean(dim=1)
 
 
+def real_accuracy(real_logit: Tensor) -> Tensor:
+    """Whether D takes the target for a match, by the logit's sign. Not trained on.  [N] -> [N]"""
+    return (real_logit > 0).to(real_logit.dtype)
+
+
+def fake_accuracy(fake_logits: Tensor) -> Tensor:
+    """Share of samples that D takes for none, by the logit's sign. Not trained on.
+
+    fake_logits [N, K] -> [N]
+    """
+    return (fake_logits < 0).to(fake_logits.dtype).mean(dim=1)
+
+
 def image_gradient(logits: Tensor, images: Tensor) -> Tensor:
     """Penalty sum_j ||d D(x, y_j) / d y_j||^2 that keeps D smooth (R1 on real, R2 on generated).
 

@@ -395,6 +395,8 @@ RESUMABLE = [
     "failures.budget=0", "failures.counted=[storage]", "failures.storage_patience_s=5",
     "failures.process_group_timeout_s=9", "failures.grace_s=1",
     "evaluation.samples=2", "evaluation.max_images=9", "evaluation.features=x",
+    "telemetry.port=0", "telemetry.host=0.0.0.0", "telemetry.linger_s=1",
+    "telemetry.tensorboard=true", "run.threads=1",
 ]  # fmt: skip
 
 

@@ -295,8 +295,7 @@ OFF = {
     "r1": 0.0, "penalty_interval": 1, "r1_interval": 1, "penalty_method": "exact",
 }  # fmt: skip
 ALWAYS = {
-    "separation", "discriminator_accuracy", "discriminator_norm", "log_likelihood",
-    "generator_norm",
+    "separation", *ddm.ACCURACIES, "discriminator_norm", "log_likelihood", "generator_norm",
 }  # fmt: skip
 
 
@@ -352,8 +351,8 @@ def test_weights_carry_the_articles_signs() -> None:
         "log_likelihood": 1, "realism": 2, "entropy": 3, "offset": -21, "reward": 5,
     }  # fmt: skip
     assert ddm.discriminator_weights(objective) == {
-        "separation": 1, "discriminator_accuracy": 0, "discriminator_offset": -21,
-        "image_gradient": -0.5 * 11 * 13,
+        "separation": 1, "discriminator_offset": -21, "image_gradient": -0.5 * 11 * 13,
+        "discriminator_accuracy": 0, "real_accuracy": 0, "fake_accuracy": 0,
     }  # fmt: skip
 
 

@@ -338,6 +338,11 @@ def test_accuracy_counts_samples_below_the_target() -> None:
     assert terms.accuracy(fake, real).tolist() == [0.5]
 
 
+def test_accuracy_on_each_side_is_by_the_sign_of_the_logit() -> None:
+    assert terms.real_accuracy(torch.tensor([2.0, -1.0, 0.0])).tolist() == [1.0, 0.0, 0.0]
+    assert terms.fake_accuracy(torch.tensor([[-1.0, 2.0], [-3.0, -4.0]])).tolist() == [0.5, 1.0]
+
+
 # The two penalties, through mem, on toy networks of a few parameters.
 
 

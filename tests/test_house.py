@@ -10,13 +10,13 @@ import time
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("aalnet", "cluster", "deploy")
+PACKAGES = ("aalnet", "cluster", "deploy", "tuner")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -144,7 +144,7 @@ def test_torch_stays_below_2_14() -> None:
 def test_constraints_pin_every_direct_dependency(repo_root: Path) -> None:
     text = (repo_root / "constraints.txt").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==(\d+!)?[\w.]+", line)] == []
     pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
     wrong = [
         str(item)
@@ -171,11 +171,16 @@ def test_there_are_configs() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
-def test_config_loads(path: Path) -> None:
+def test_config_loads_and_its_schema_takes_it(path: Path) -> None:
     from aalnet.settings import load_settings
+    from aalnet.yaml_io import read_mapping
+    from tuner.settings import load_campaign
 
-    assert yaml.safe_load(path.read_text(encoding="utf-8"))
-    load_settings(path)
+    loaders = {"settings.schema.json": load_settings, "campaign.schema.json": load_campaign}
+    first, _, _ = path.read_text(encoding="utf-8").partition("\n")
+    schema = first.removeprefix("# yaml-language-server: $schema=")
+    loaders[schema](path)
+    jsonschema.validate(read_mapping(path), json.loads((path.parent / schema).read_text("utf-8")))
 
 
 def test_no_path_of_a_workplace_in_any_file(repo_root: Path) -> None:
@@ -198,8 +203,12 @@ def test_no_path_of_a_workplace_in_any_file(repo_root: Path) -> None:
 def test_schema_and_settings_page_are_what_the_code_says(repo_root: Path) -> None:
     from aalnet.settings import settings_schema
     from cluster.commands.schema import markdown_of
+    from tuner.schema import campaign_schema
 
     schema = (repo_root / "configs" / "settings.schema.json").read_text(encoding="utf-8")
     assert json.loads(schema) == settings_schema(), "aalnet schema > configs/settings.schema.json"
+    campaign = (repo_root / "configs" / "campaign.schema.json").read_text(encoding="utf-8")
+    now = "aalnet campaigns schema > configs/campaign.schema.json"
+    assert json.loads(campaign) == json.loads(json.dumps(campaign_schema())), now
     page = (repo_root / "docs" / "settings.md").read_text(encoding="utf-8")
     assert page.strip() == markdown_of(settings_schema()), "aalnet schema --markdown"
