@@ -35,9 +35,10 @@ class FencedStore:
         self._checked_at_s = time.monotonic()
 
     def _fence(self, *, now: bool = False) -> None:
-        if now or time.monotonic() - self._checked_at_s >= BEAT_S:
+        asked_at_s = time.monotonic()  # an answer is as old as its question: a process may be
+        if now or asked_at_s - self._checked_at_s >= BEAT_S:  # suspended between the two
             check(self.store, self.fence.folder, self.fence.number)
-            self._checked_at_s = time.monotonic()
+            self._checked_at_s = asked_at_s
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         return self.store.read(key, limit_bytes)

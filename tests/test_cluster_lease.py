@@ -222,6 +222,24 @@ def test_who_was_taken_over_notices_and_writes_no_more(store: FolderStore) -> No
     assert Holder.parse(store.read(key_of(FOLDER, 2))) == ELSEWHERE
 
 
+@pytest.mark.usefixtures("quick")
+def test_an_answer_is_as_old_as_its_question(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = FencedStore(store, Fence(FOLDER, 1))
+    time.sleep(0.1)  # it asks before the next write
+
+    def answered_then_suspended(*args: object) -> None:
+        put(store, ELSEWHERE, 2)
+        time.sleep(0.1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fenced, "check", answered_then_suspended)
+        mine.write("runs/r/1", b"the write under way")
+    with pytest.raises(LeaseLost):
+        mine.write("runs/r/2", b"old")
+
+
 def test_a_worker_gets_the_fence_as_plain_data(store: FolderStore) -> None:
     assert fence_of(store) is None
     assert fenced.fenced(store, None) is store
