@@ -20,7 +20,7 @@ from pathlib import Path
 SUBNET = "10.77.0"
 HEAD = f"{SUBNET}.1:6379"
 OUTSIDE = f"{SUBNET}.254"  # this machine, as the hosts see it
-START_S = 60.0
+START_S = 150.0
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -64,24 +64,34 @@ class Hosts:
 
     def start_ray(self, host: int, environment: dict[str, str]) -> None:
         """A Ray node with one CPU; host 1 is the head."""
-        where = ["--head", "--port=6379"] if host == 1 else [f"--address={HEAD}"]
-        log = (self.folder / f"ray-{host}.log").open("wb")
-        process = subprocess.Popen(
-            self.command(
-                host, RAY, "start", *where, f"--node-ip-address={SUBNET}.{host}", "--num-cpus=1",
-                "--object-store-memory=100000000", "--disable-usage-stats", "--block",
-            ),
-            env={**os.environ, **environment, **self.environment},
-            stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-        log.close()
-        self.nodes[host] = process
         end_s = time.monotonic() + START_S
-        while b"Ray runtime started" not in (self.folder / f"ray-{host}.log").read_bytes():
-            if process.poll() is not None or time.monotonic() > end_s:
-                told = (self.folder / f"ray-{host}.log").read_text(encoding="utf-8")
+        while not self._ray_started(host, environment, end_s):
+            self.kill(host)  # it gives up by itself after 30 s: then once more
+            if time.monotonic() > end_s:
+                told = self._log(host).read_text(encoding="utf-8")
                 raise RuntimeError(f"no Ray node on host {host}: {told[-500:]}")
+
+    def _ray_started(self, host: int, environment: dict[str, str], end_s: float) -> bool:
+        where = ["--head", "--port=6379"] if host == 1 else [f"--address={HEAD}"]
+        with self._log(host).open("wb") as log:
+            process = subprocess.Popen(
+                self.command(
+                    host, RAY, "start", *where, f"--node-ip-address={SUBNET}.{host}",
+                    "--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats",
+                    "--block",
+                ),
+                env={**os.environ, **environment, **self.environment},
+                stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.nodes[host] = process
+        while b"Ray runtime started" not in self._log(host).read_bytes():
+            if process.poll() is not None or time.monotonic() > end_s:
+                return False
             time.sleep(0.2)
+        return True
+
+    def _log(self, host: int) -> Path:
+        return self.folder / f"ray-{host}.log"
 
     def kill(self, host: int) -> None:
         """SIGKILL every process of a host."""
