@@ -10,10 +10,9 @@ import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +90,18 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
 
 def workers(stage: Stage, url: str) -> Harm:
     """Ray's workers stop, then die again and again."""
-    steps = "changes(aalnet_steps_total{run='workers'}[10s]) > 0"
+    steps = "changes(aalnet_steps_total{run='workers'}[5s]) > 0"
+    restarts = "sum(max by (cause) (aalnet_restarts_total{run='workers'}))"
     with stage.training(url, "workers", {"run.checkpoint_every_images": 40},
                         "--workers", "2") as driver:  # fmt: skip
         for pid in workers_of(driver.pid):
             os.kill(pid, signal.SIGSTOP)
         yield "AALNetTrainingStalled", "SIGSTOP to both Ray workers"
-        for again in range(3):
-            if again:
-                stage.wait_for("steps again", lambda: value(url, steps))
+        for restart in range(1, 4):
             for pid in workers_of(driver.pid):
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(5)
+            stepping = partial(value, url, f"{restarts} >= {restart} and on () ({steps})")
+            stage.wait_for(f"steps after restart {restart}", stepping)
         yield "AALNetRestartLoop", "SIGKILL to both Ray workers, three times"
 
 
@@ -116,8 +115,16 @@ def diverging(stage: Stage, url: str) -> Harm:
         yield "AALNetRunFailed", "the same run; it ended by itself"
 
 
+def wasteful(stage: Stage, url: str) -> Harm:
+    """Evaluations that take longer than the training between them."""
+    values = {"run.checkpoint_every_images": 4, "run.log_every_images": 4,
+              "evaluation.samples": 64}  # fmt: skip
+    with stage.training(url, "wasteful", values):
+        yield "AALNetGoodputLow", "64 samples a condition evaluated after every step"
+
+
 def sick(stage: Stage, url: str) -> Harm:
-    """A generator that neither fights D nor heeds its noise, evaluated at every step."""
+    """A generator that neither fights D nor heeds its noise."""
     values = {
         "run.images": 20_000, "objective.lambda": 0.0, "objective.eta": 0.0, "objective.beta": 0.0,
         "optimizer.warmup_images": 0, "optimizer.lr": 3e-3, "run.log_every_images": 4,
@@ -126,7 +133,6 @@ def sick(stage: Stage, url: str) -> Harm:
     with stage.training(url, "sick", values):
         yield "AALNetDiscriminatorWinning", "`lambda=0`: nothing pulls G towards fooling D"
         yield "AALNetDiversityCollapsed", "`eta=0 lambda=0 beta=0`: likelihood alone"
-        yield "AALNetGoodputLow", "a checkpoint and an evaluation at every step"
 
 
 def storage(stage: Stage, url: str) -> Harm:
@@ -246,5 +252,6 @@ SCENARIOS: dict[str, tuple[Callable[[Stage, str], Harm], int]] = {  # seconds fo
     "storage": (storage, 15),
     "campaign": (campaign, 1),
     "sick": (sick, 1),
+    "wasteful": (wasteful, 1),
     "workers": (workers, 15),
 }

@@ -45,7 +45,7 @@ QUICK_DETECTION = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-LONGEST_S = 240.0
+LONGEST_S = 480.0
 
 
 def parameters(found: Checkpoint) -> torch.Tensor:
