@@ -12,7 +12,7 @@ from tests.grafana import PATHS, Window, answer, choices, filled, load, over, qu
 from tests.live_metrics import CAMPAIGN, RUN, live_prometheus
 from tests.prometheus_server import query, value
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # all that has to start first
 
 OURS = '{__name__=~"aalnet_.*"}'
 NOT_HERE = {"aalnet_gpu_memory_bytes", "aalnet_gpu_busy_ratio"}  # there is no GPU
