@@ -151,7 +151,7 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(store: FolderStore
     before_s = time.monotonic()
     with held(store, FOLDER, "run `r`", told.append) as mine:
         assert mine.number == 2
-    assert time.monotonic() - before_s < 1
+    assert time.monotonic() - before_s < lease.TTL_S / 2  # nothing was watched
     assert "taken over from" in told[0]
     child.communicate()
 
@@ -185,12 +185,15 @@ def test_a_beat_from_elsewhere_is_life_whatever_its_clock(store: FolderStore) ->
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_release_while_it_is_watched_ends_the_wait(store: FolderStore) -> None:
+def test_a_release_while_it_is_watched_ends_the_wait(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "TTL_S", 60.0)
     put(store, ELSEWHERE)
     threading.Timer(0.2, put, (store, replace(ELSEWHERE, released=True))).start()
     before_s = time.monotonic()
     with held(store, FOLDER, "r", silent):
-        assert time.monotonic() - before_s < 0.7
+        assert time.monotonic() - before_s < 30
 
 
 # Losing it
