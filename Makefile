@@ -30,7 +30,7 @@ test: $(STAMP) ## the quick tests
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS)
 
 test-slow: $(STAMP) ## the tests that start Ray or train for real
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow --timeout 600
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow --timeout 1200
 
 check: $(STAMP) ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
