@@ -76,6 +76,8 @@ def live_prometheus(folder: Path) -> Iterator[str]:
         stack.enter_context(_load(endpoint))
         answered = "sum(rate(aalnet_endpoint_samples_total[30s])) > 0"
         wait_for("requests", lambda: value(base, answered), LONG_S)
+        refused = "sum(rate(aalnet_endpoint_rejected_total{reason='label'}[1m])) > 0"
+        wait_for("a refused one", lambda: value(base, refused), LONG_S)
         crashes = "increase(aalnet_restarts_total{cause='crash'}[5m]) > 0"
         wait_for("a restart", lambda: value(base, crashes), LONG_S)
         steps = f"rate(aalnet_steps_total{{run='{RUN}'}}[30s]) > 0"
