@@ -94,10 +94,9 @@ def _of_settings(
     """What the settings had to do with the first figure."""
     evaluator = PedAnovaImportanceEvaluator()
     names: dict[str, Any] = {"target": _first, "target_name": objective.figure}
-    sign = 1 if objective.direction == "minimise" else -1
 
     def small_is_good(trial: FrozenTrial) -> float:
-        return sign * _first(trial)  # PED-ANOVA looks for what makes it small
+        return objective.rank(_first(trial))  # PED-ANOVA looks for what makes it small
 
     with _quiet():
         weights = optuna.importance.get_param_importances(

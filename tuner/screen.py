@@ -12,8 +12,8 @@ from cluster.progress import duration, number
 from cluster.scrape import Sample, samples_of
 from cluster.screen import GAP, LINE, WIDE, History, Line, Screen, page, rows
 from tuner.settings import CampaignSettings
-from tuner.status import CampaignStatus, by_mean
-from tuner.table import SHOWN, trials_table
+from tuner.status import CampaignStatus
+from tuner.table import best_and_running, trials_table
 from tuner.telemetry import snapshot_of
 
 BEST, TRIALS = "aalnet_campaign_best_value", "aalnet_campaign_trials"
@@ -35,12 +35,11 @@ class CampaignScreen(Screen):
             for values in best_so_far(found, settings):
                 self.take(values, status)
         self.take(samples_of(snapshot_of(found)), status)
-        best = by_mean(found.rows, settings)[:SHOWN]
-        running = [row for row in found.rows if row.state == "running"]
+        shown = best_and_running(found, settings)
         wide = self.console.width >= WIDE
         with self._lock:
-            if best or running:
-                self._trials = trials_table([*best, *running], settings, params=wide)
+            if shown:
+                self._trials = trials_table(shown, settings, params=wide)
             self._left = _left(found)
 
     def page(self) -> RenderableType:
@@ -59,8 +58,8 @@ def best_so_far(status: CampaignStatus, settings: CampaignSettings) -> Iterable[
         if row.state != "complete":
             continue
         for objective, value in zip(settings.objectives, row.values, strict=False):
-            pick = min if objective.direction == "minimise" else max
-            best[objective.figure] = pick(value, best.get(objective.figure, value))
+            before = best.get(objective.figure, value)
+            best[objective.figure] = objective.best([value, before])
         yield [(BEST, {"objective": figure}, value) for figure, value in best.items()]
 
 

@@ -52,8 +52,7 @@ def inside(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
 
 def direction_of(objective: Objective) -> StudyDirection:
     """Which way Optuna goes."""
-    minimises = objective.direction == "minimise"
-    return StudyDirection.MINIMIZE if minimises else StudyDirection.MAXIMIZE
+    return StudyDirection.MINIMIZE if objective.minimises else StudyDirection.MAXIMIZE
 
 
 def figure_of(evaluation: Mapping[str, Any], objective: Objective) -> Any:
@@ -71,8 +70,7 @@ def value_of(evaluation: Mapping[str, Any], objective: Objective) -> float | Non
 def ranked(trials: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
     """Complete trials, the best first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    sign = 1 if objective.direction == "minimise" else -1
-    return sorted(complete, key=lambda trial: sign * trial.values[0])
+    return sorted(complete, key=lambda trial: objective.rank(trial.values[0]))
 
 
 def sampler(settings: CampaignSettings, number: int, space: Space) -> samplers.BaseSampler:

@@ -6,7 +6,7 @@ campaign.yaml in the campaign's storage is the same file with everything filled 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -49,6 +49,18 @@ class Objective(Section):
 
     figure: FigureName = Field("kid_lite0", description="kid: by the base's evaluation.features")
     direction: Literal["minimise", "maximise"] = "minimise"
+
+    @property
+    def minimises(self) -> bool:
+        return self.direction == "minimise"
+
+    def best(self, values: Iterable[float]) -> float:
+        """The best of some values."""
+        return (min if self.minimises else max)(values)
+
+    def rank(self, value: float) -> float:
+        """A key to sort by: the best value comes first."""
+        return value if self.minimises else -value
 
 
 class Budget(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -99,10 +99,7 @@ def status_of(study: Study) -> CampaignStatus:
         study.campaign.name, study.settings, study.study.get_trials(deepcopy=False),
         study.study.user_attrs, seconds=study.seconds,
     )  # fmt: skip
-    return CampaignStatus(**{
-        **{name: getattr(found, name) for name in found.__dataclass_fields__},
-        "suggestions": study.suggested, "suggestion_s": study.suggesting_s,
-    })  # fmt: skip
+    return replace(found, suggestions=study.suggested, suggestion_s=study.suggesting_s)
 
 
 def build_status(
@@ -174,11 +171,13 @@ def repeats_of(attributes: dict[str, Any]) -> Repeated:
 
 def by_mean(rows: Sequence[TrialRow], settings: CampaignSettings) -> list[TrialRow]:
     """Complete trials of one objective, the best first: those with repeats by their mean, first."""
-    sign = 1 if settings.objectives[0].direction == "minimise" else -1
     complete = [row for row in rows if row.state == "complete"]
     return sorted(
         complete,
-        key=lambda row: (not row.repeats, sign * (row.mean if row.mean is not None else 0)),
+        key=lambda row: (
+            not row.repeats,
+            settings.objectives[0].rank(row.mean if row.mean is not None else 0),
+        ),
     )
 
 
@@ -187,5 +186,5 @@ def _best(rows: Sequence[TrialRow], settings: CampaignSettings) -> dict[str, flo
     for i, objective in enumerate(settings.objectives):
         values = [row.values[i] for row in rows if row.state == "complete" and len(row.values) > i]
         if values:
-            best[objective.figure] = (min if objective.direction == "minimise" else max)(values)
+            best[objective.figure] = objective.best(values)
     return best

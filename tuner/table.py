@@ -99,11 +99,14 @@ def console() -> Console:
 
 def screen(status: CampaignStatus, settings: CampaignSettings) -> Group:
     """The best trials, those under way, and what was spent."""
+    trials = trials_table(best_and_running(status, settings), settings)
+    return Group(Text(headline(status)), trials, Text(budget(status)))
+
+
+def best_and_running(status: CampaignStatus, settings: CampaignSettings) -> list[TrialRow]:
+    """The trials that a live table shows."""
     running = [row for row in status.rows if row.state == "running"]
-    best = by_mean(status.rows, settings)[:SHOWN]
-    return Group(
-        Text(headline(status)), trials_table([*best, *running], settings), Text(budget(status))
-    )
+    return [*by_mean(status.rows, settings)[:SHOWN], *running]
 
 
 def headline(status: CampaignStatus) -> str:
