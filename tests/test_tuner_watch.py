@@ -87,6 +87,27 @@ def test_the_page_tells_what_the_study_knows(
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_a_second_look_at_a_study_reads_what_is_new_alone(
+    campaign: Campaign, settings: CampaignSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuner.report import load_status, read_status
+
+    read: list[str] = []
+    really = FolderStore.read
+
+    def counted(store: FolderStore, key: str, limit_bytes: int | None = None) -> bytes:
+        read.append(key)
+        return really(store, key, limit_bytes)
+
+    monkeypatch.setattr(FolderStore, "read", counted)
+    found, study = load_status(campaign, settings)
+    assert read  # the journal
+    read.clear()
+    again = read_status(campaign, settings, study)
+    assert read == []
+    assert again.states == found.states
+
+
 def test_a_campaign_that_is_over_is_told_in_lines(campaign: Campaign) -> None:
     lines = typed("--campaign", "search", "--storage", campaign.store.uri).splitlines()
     assert [line.split()[2] for line in lines[:4]] == ["complete", "pruned", "complete", "fail"]

@@ -65,9 +65,20 @@ def load_status(
                 f"campaign `{campaign.name}` has no study yet, or it is in a database: give its "
                 "URL with --study"
             ) from None
+    return read_status(campaign, settings, study), study
+
+
+def read_status(
+    campaign: Campaign, settings: CampaignSettings, study: optuna.Study
+) -> CampaignStatus:
+    """What an open study tells now: a journal's reader reads what is new alone.
+
+    Raises:
+        StudyUnavailable: its database fails.
+    """
+    with database_errors(campaign.study):
         trials = study.get_trials(deepcopy=False)
-        status = build_status(campaign.name, settings, trials, study.user_attrs)
-    return status, study
+        return build_status(campaign.name, settings, trials, study.user_attrs)
 
 
 def write_report(campaign: Campaign, settings: CampaignSettings) -> bytes:

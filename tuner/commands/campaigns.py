@@ -92,12 +92,9 @@ def report(
     study: Study = None,
 ) -> None:
     """Write a campaign's report.html anew, as its study is now."""
-    from tuner.campaign import find_campaign
     from tuner.report import write_report
 
-    campaign = find_campaign(open_store(storage), name, study)
-    settings = campaign.settings()
-    assert settings is not None
+    campaign, settings = find(name, storage, study)
     page = write_report(campaign, settings)
     if out is not None:
         try:
@@ -160,14 +157,21 @@ def load(
     name: str, storage: str, study: str | None
 ) -> tuple[Campaign, CampaignSettings, CampaignStatus]:
     """A campaign that there is. Raises CheckpointError, StudyUnavailable."""
-    from tuner.campaign import find_campaign
     from tuner.report import load_status
+
+    campaign, settings = find(name, storage, study)
+    status, _ = load_status(campaign, settings)
+    return campaign, settings, status
+
+
+def find(name: str, storage: str, study: str | None) -> tuple[Campaign, CampaignSettings]:
+    """A campaign that there is, and what it was begun with. Raises CheckpointError."""
+    from tuner.campaign import find_campaign
 
     campaign = find_campaign(open_store(storage), name, study)
     settings = campaign.settings()
     assert settings is not None  # as find_campaign says
-    status, _ = load_status(campaign, settings)
-    return campaign, settings, status
+    return campaign, settings
 
 
 def _summary(campaign: Campaign, study: str | None) -> dict[str, Any]:

@@ -55,11 +55,13 @@ def _watch_study(name: str, storage: str, study: str | None) -> None:
     """Look at a campaign's study now and then, until nothing is left to do."""
     from cluster.store import StoreError
     from tuner.campaign import StudyUnavailable
-    from tuner.commands.campaigns import load, standing
+    from tuner.commands.campaigns import find, standing
+    from tuner.report import load_status, read_status
     from tuner.screen import CampaignScreen
     from tuner.table import CampaignView
 
-    campaign, settings, status = load(name, storage, study)
+    campaign, settings = find(name, storage, study)
+    status, opened = load_status(campaign, settings)
     stands = standing(campaign, status)
     if stands in {"stopped", "held"}:
         print(f"campaign `{name}` is not running here; Ctrl-C leaves", file=sys.stderr)
@@ -74,7 +76,7 @@ def _watch_study(name: str, storage: str, study: str | None) -> None:
                 return
             time.sleep(POLL_S)
             try:
-                _, _, status = load(name, storage, study)
+                status = read_status(campaign, campaign.settings() or settings, opened)
                 stands = standing(campaign, status)
             except (StoreError, StudyUnavailable):
                 stands = "the storage does not answer"
