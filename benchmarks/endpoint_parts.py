@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from benchmarks.contenders import Contender, contenders, load, module, resident_mib, warm
+from tests.endpoint_models import in_background
 
 SAMPLES = (1, 8)  # per request
 SLOW_CLIENTS = 200
@@ -113,10 +114,9 @@ def slow_clients(url: str, count: int = SLOW_CLIENTS) -> Iterator[None]:
     """Connections that announce a body and let it drip, a byte every half second each."""
     parts = urlsplit(url)
     head = b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-    over = threading.Event()
     slow = [socket.create_connection((parts.hostname, parts.port)) for _ in range(count)]
 
-    def drip() -> None:
+    def drip(over: threading.Event) -> None:
         while not over.wait(0.5):
             for each in slow:
                 with contextlib.suppress(OSError):  # cut off by the endpoint, as it should be
@@ -124,13 +124,10 @@ def slow_clients(url: str, count: int = SLOW_CLIENTS) -> Iterator[None]:
 
     for each in slow:
         each.sendall(head)
-    thread = threading.Thread(target=drip)
-    thread.start()
     try:
-        yield
+        with in_background(drip):
+            yield
     finally:
-        over.set()
-        thread.join()
         for each in slow:
             each.close()
 

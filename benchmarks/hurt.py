@@ -21,7 +21,7 @@ import httpx
 from benchmarks.ray_kills import descendants, workers_of
 from cluster.models import promote
 from cluster.store import FolderStore
-from tests.endpoint_models import form, make_checkpoint, make_nan, png_of
+from tests.endpoint_models import form, in_background, make_checkpoint, make_nan, png_of
 from tests.fault_proxy import Rule, fault_proxy
 from tests.prometheus_server import announced, environment_with, value, wait_for
 from tests.s3_server import environment, s3_server
@@ -183,23 +183,16 @@ def serving(
 @contextlib.contextmanager
 def load(address: str, clients: int, num_samples: int) -> Iterator[None]:
     """Requests without end."""
-    done, picture = threading.Event(), png_of()
+    picture = png_of()
 
-    def ask() -> None:
+    def ask(done: threading.Event) -> None:
         while not done.is_set():
             with contextlib.suppress(httpx.HTTPError):
                 httpx.post(f"{address}/v1/samples", timeout=30,
                            **form(picture, num_samples=num_samples))  # fmt: skip
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_background(ask, clients):
         yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(35)
 
 
 def overload(stage: Stage, url: str) -> Harm:

@@ -192,8 +192,8 @@ def served(*arguments: str | Path, cwd: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `work` in a thread until the block ends; its error is the block's."""
+def in_background(work: Callable[[threading.Event], None], threads: int = 1) -> Iterator[None]:
+    """Run `work` in threads until the block ends; their first error is the block's."""
     stop, errors = threading.Event(), list[BaseException]()
 
     def run() -> None:
@@ -202,12 +202,14 @@ def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
         except BaseException as error:  # noqa: BLE001 (handed to the test's own thread)
             errors.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in running:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        for thread in running:
+            thread.join()
     if errors:
         raise errors[0]

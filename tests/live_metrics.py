@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.ray_kills import workers_of
 from cluster.endpoint_client import EndpointClient, EndpointRefused
+from tests.endpoint_models import in_background
 from tests.prometheus_server import (
     announced,
     environment_with,
@@ -112,9 +113,9 @@ def _command(
 @contextlib.contextmanager
 def _load(endpoint: str, clients: int = 2) -> Iterator[None]:
     """Requests without end: good ones, and now and then one with an unknown label."""
-    picture, done = encoded(noise_picture(0)), threading.Event()
+    picture = encoded(noise_picture(0))
 
-    def ask() -> None:
+    def ask(done: threading.Event) -> None:
         client, count = EndpointClient(endpoint), 0
         while not done.wait(0.02):
             count += 1
@@ -122,12 +123,5 @@ def _load(endpoint: str, clients: int = 2) -> Iterator[None]:
             with contextlib.suppress(EndpointRefused):
                 client.sample(picture, label, num_samples=2, seed=count)
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    try:
+    with in_background(ask, clients):
         yield
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join(30)
