@@ -133,11 +133,11 @@ class FolderStore:
     def create(self, key: str, data: bytes) -> None:
         path = self._path(key)
         with self._written(key, path, data) as temporary:
-            try:
-                os.link(temporary, path)  # fails where the name is taken, unlike a rename
-            except FileExistsError:
-                if path.read_bytes() != data:
-                    raise BlobExists(f"`{key}` exists in {self.uri} already") from None
+            while not _linked(temporary, path):
+                with contextlib.suppress(FileNotFoundError):  # deleted just now: the name is free
+                    if path.read_bytes() != data:
+                        raise BlobExists(f"`{key}` exists in {self.uri} already")
+                    return
 
     def append(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -150,16 +150,15 @@ class FolderStore:
 
     def entries(self, prefix: str = "") -> list[Entry]:
         found = []
-        for path in self._files(prefix if prefix.endswith("/") else ""):
+        for key, file in self._blobs(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                facts = path.stat()
-                name = path.relative_to(self.root).as_posix()
-                if path.is_file() and name.startswith(prefix) and "/." not in f"/{name}":
-                    found.append(Entry(name, facts.st_size, facts.st_mtime))
+                facts = file.stat()
+                found.append(Entry(key, facts.st_size, facts.st_mtime))
         return sorted(found, key=lambda entry: entry.key)
 
     def keys(self, prefix: str = "") -> list[str]:
-        return [entry.key for entry in self.entries(prefix)]
+        # Without a look at each: of a blob and the one that takes its place, one is always listed.
+        return sorted(key for key, _ in self._blobs(prefix))
 
     def folders(self, prefix: str = "") -> list[str]:
         try:
@@ -185,19 +184,35 @@ class FolderStore:
     def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
         before_s = time.time() - older_than_s
         found = []
-        for path in self._files(prefix):
+        for file in self._files(prefix):
             with contextlib.suppress(FileNotFoundError):
-                unfinished = path.name.startswith(".") and path.name.endswith(PARTIAL)
-                if unfinished and path.stat().st_mtime <= before_s:
+                unfinished = file.name.startswith(".") and file.name.endswith(PARTIAL)
+                if unfinished and file.stat().st_mtime <= before_s:
                     if not dry_run:
-                        path.unlink()
-                    found.append(path.relative_to(self.root).as_posix())
+                        os.unlink(file)
+                    found.append(self._key(file))
         return sorted(found)
 
-    def _files(self, prefix: str) -> Iterator[Path]:
-        """All files below. A folder that somebody else deletes meanwhile is no error."""
-        for folder, _, names in os.walk(self._path(prefix)):
-            yield from (Path(folder, name) for name in names)
+    def _blobs(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        for file in self._files(prefix if prefix.endswith("/") else ""):
+            key = self._key(file)
+            if key.startswith(prefix) and "/." not in f"/{key}":
+                yield key, file
+
+    def _files(self, prefix: str) -> Iterator[os.DirEntry[str]]:
+        """All files below. A folder that cannot be listed, or is deleted meanwhile, has none."""
+        folders = [os.fspath(self._path(prefix))]
+        while folders:
+            listed: list[os.DirEntry[str]] = []
+            with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+                listed = list(entries)
+            folders += [entry.path for entry in listed if entry.is_dir(follow_symlinks=False)]
+            for entry in listed:
+                if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):
+                    yield entry
+
+    def _key(self, file: os.DirEntry[str]) -> str:
+        return Path(file.path).relative_to(self.root).as_posix()
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -237,6 +252,15 @@ class FolderStore:
                 "choose another with --storage"
             )
         return StoreError(f"cannot write `{key}` in {self.uri}: {error.strerror or error}")
+
+
+def _linked(temporary: str, path: Path) -> bool:
+    """Give a file its name too; not where the name is taken, unlike a rename."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    return True
 
 
 def checked_key(key: str) -> str:

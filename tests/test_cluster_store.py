@@ -1,5 +1,6 @@
 """The folder store and runs in it: atomic writes, refusals, logs that were torn."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -204,6 +206,57 @@ def test_many_that_create_at_once(store: FolderStore) -> None:
             won = list(pool.map(create, range(4), [key] * 4))
         assert won.count(True) == 1
         assert store.read(key) == bytes([won.index(True)]) * 1000
+
+
+def test_a_name_that_becomes_free_while_it_is_created(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rival's blob is there when ours is to be linked, and gone when it is compared."""
+    store.write("blob", b"a rival's")
+    read = Path.read_bytes
+
+    def gone(path: Path) -> bytes:
+        path.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    store.create("blob", b"ours")
+    monkeypatch.undo()
+    assert store.read("blob") == b"ours"
+
+
+def test_a_listing_has_a_blob_or_the_one_in_its_place(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("lease/1", b"")
+    scandir = os.scandir
+
+    def replaced(folder: str) -> Any:
+        listed = scandir(folder)
+        if folder.endswith("lease"):
+            entries = list(listed)
+            store.write("lease/2", b"")
+            store.delete("lease/1")
+            return contextlib.closing(Listing(entries))
+        return listed
+
+    class Listing(list[Any]):
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", replaced)
+    assert store.keys("lease/") in (["lease/1"], ["lease/2"])
+
+
+def test_links_that_lead_nowhere_are_no_blobs(store: FolderStore, tmp_path: Path) -> None:
+    store.write("kept", b"1")
+    (store.root / "loop").symlink_to("loop")
+    (store.root / "broken").symlink_to("nothing")
+    os.mkfifo(store.root / "pipe")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/blob").write_bytes(b"1")
+    (store.root / "elsewhere").symlink_to(tmp_path / "outside")
+    (store.root / "file").symlink_to(store.root / "kept")
+    assert store.keys() == [entry.key for entry in store.entries()] == ["file", "kept"]
 
 
 def test_a_limit_is_never_allocated_nor_passed(store: FolderStore) -> None:
