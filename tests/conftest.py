@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tests.kube_api import KubeApi
     from tests.s3_server import S3Server
 
+pytest_plugins = ["tests.stuck"]
+
 # Before torch is imported, here or in a child: tests run side by side, one core each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

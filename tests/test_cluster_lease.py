@@ -96,7 +96,7 @@ def contend(store: Store, rounds: int) -> None:
     inside, most, gate = 0, 0, threading.Barrier(CONTENDERS)
     lock = threading.Lock()
 
-    def one(_: int) -> bool:
+    def one() -> bool:
         nonlocal inside, most
         gate.wait()
         try:
@@ -111,10 +111,17 @@ def contend(store: Store, rounds: int) -> None:
         except LeaseHeld:
             gate.wait()
             return False
+        except BaseException:
+            gate.abort()  # or the others would wait for ever
+            raise
 
     with ThreadPoolExecutor(CONTENDERS) as pool:
         for _ in range(rounds):
-            assert sum(pool.map(one, range(CONTENDERS))) == 1
+            done = [pool.submit(one) for _ in range(CONTENDERS)]
+            errors = [error for each in done if (error := each.exception())]
+            causes = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
+            assert (causes, errors) == ([], [])
+            assert sum(each.result() for each in done) == 1
     assert most == 1
 
 

@@ -1,0 +1,46 @@
+"""A test that goes on after its time-out ends its process, which tells where each thread is.
+
+pytest-timeout raises once, in the main thread. What then waits without end (a `with` around
+threads that wait for each other, a finalizer) would hold the whole run, and say nothing.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+from collections.abc import Generator
+
+import pytest
+
+PATIENCE = 2.0  # times the test's own limit
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    timer = threading.Timer(PATIENCE * limit_s(item), _end, (item,))
+    timer.daemon = True
+    timer.name = "stuck"
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+def limit_s(item: pytest.Item) -> float:
+    """The time-out of a test: its own, the command's or the project's."""
+    marker = item.get_closest_marker("timeout")
+    given = marker.args[0] if marker else item.config.getoption("timeout")
+    return float(given or item.config.getini("timeout"))
+
+
+def _end(item: pytest.Item) -> None:
+    capture = item.config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.suspend_global_capture(in_=True)
+    print(f"\nstuck after its time-out: {item.nodeid}", file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(file=sys.stderr)
+    os._exit(1)
