@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aalnet.errors import UserError
+from cluster.beside import beside
 from cluster.store import BlobExists, BlobMissing, Store, StoreError, StoreUnavailable
 
 BEAT_S = 10.0
@@ -123,9 +124,9 @@ def held(
         StoreError: the storage fails.
     """
     lease = _take(store, folder, what, tell)
-    ended, lost = threading.Event(), threading.Event()
+    lost = threading.Event()
 
-    def work() -> None:
+    def beat(ended: threading.Event) -> None:
         while not ended.wait(BEAT_S):
             try:
                 lease.beat()
@@ -136,15 +137,12 @@ def held(
             except StoreError:
                 continue  # an outage; nobody can take over meanwhile, and the saver tells of it
 
-    thread = threading.Thread(target=work, name="lease", daemon=True)
-    thread.start()
     try:
-        yield lease
-        if lost.is_set():
-            lease.check()
+        with beside(beat, "lease"):
+            yield lease
+            if lost.is_set():
+                lease.check()
     finally:
-        ended.set()
-        thread.join()
         lease.release()
 
 

@@ -22,6 +22,7 @@ from ray.actor import ActorHandle
 from aalnet.errors import AalnetError
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings, parse_settings
+from cluster.beside import beside
 from cluster.checkpoint import checkpoints
 from cluster.fenced import leased
 from cluster.goodput import goodput
@@ -65,22 +66,16 @@ class Watch:
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
         """Meanwhile a thread stops the job when the campaign is stopped, or gone."""
-        done = threading.Event()
 
-        def ask() -> None:
+        def ask(done: threading.Event) -> None:
             while not done.wait(LOOK_S):
                 if not (self.unwanted or self.pruned):
                     self.unwanted = not self._asked(self._campaign.wants_jobs.remote())
                 if self.unwanted or self.pruned:
                     self._stop.now()  # again and again: training may not have begun to listen
 
-        thread = threading.Thread(target=ask, name="asks the campaign", daemon=True)
-        thread.start()
-        try:
+        with beside(ask, "asks the campaign"):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def _asked(self, reply: Any) -> Any:
         """The campaign's answer; None where it cannot answer, which ends the job."""
@@ -159,20 +154,14 @@ def _train(
 @contextlib.contextmanager
 def _following(run: Run, watch: Watch) -> Iterator[None]:
     """Meanwhile a thread tells of a nested run's evaluations, as they come into its log."""
-    done = threading.Event()
     known = len(run.records())
 
-    def tell() -> None:
+    def tell(done: threading.Event) -> None:
         for record in follow(run, from_records=known, stop=done):
             watch.recall([record])
 
-    thread = threading.Thread(target=tell, name="figures", daemon=True)
-    thread.start()
-    try:
+    with beside(tell, "figures"):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextlib.contextmanager

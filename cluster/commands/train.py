@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +14,7 @@ import typer
 from aalnet.errors import CheckpointError
 from aalnet.settings import RunSettings, Settings, load_settings
 from cluster import checkpoint, launcher
+from cluster.beside import beside
 from cluster.commands.options import Address, Set, Storage
 from cluster.data.pairs import Pairs
 from cluster.fenced import leased
@@ -180,27 +183,18 @@ def _kept(length: RunSettings) -> str:
     return ", ".join(rules)
 
 
-class watched:
-    """Shows the progress of a run while the block trains it."""
+@contextlib.contextmanager
+def watched(run: Run, total_images: int) -> Iterator[None]:
+    """Show the progress of a run while the block trains it."""
+    before = len(run.records())
 
-    def __init__(self, run: Run, total_images: int) -> None:
-        self._run = run
-        self._total_images = total_images
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
-        self._before = len(run.records())
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _show(self) -> None:
-        with ProgressView(self._total_images) as view:
-            for record in follow(self._run, from_records=self._before, stop=self._stop):
+    def show(ended: threading.Event) -> None:
+        with ProgressView(total_images) as view:
+            for record in follow(run, from_records=before, stop=ended):
                 view.show(record)
+
+    with beside(show, "progress"):
+        yield
 
 
 def print_next(run: Run) -> None:

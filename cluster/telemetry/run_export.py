@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from aalnet.settings import Settings
+from cluster.beside import beside
 from cluster.telemetry.exporter import Exporter, Snapshot
 from cluster.telemetry.tally import Tally
 from cluster.telemetry.teller import PUBLISH_S, Message
@@ -77,17 +79,10 @@ def exported(
     letters: Letters | None = None,
 ) -> Iterator[RunExport]:
     """Serve a run's metrics while it trains; `letters` gives what workers elsewhere told last."""
-    export, done = RunExport(run, settings, device, workers), threading.Event()
+    export = RunExport(run, settings, device, workers)
     with Exporter(f"run/{run}", settings.telemetry, export.read):
         if letters is None or settings.telemetry.port == 0:
             yield export
             return
-        listening = threading.Thread(
-            target=export.listen, args=(letters, done), name="letters", daemon=True
-        )
-        listening.start()
-        try:
+        with beside(partial(export.listen, letters), "letters", 5 * PUBLISH_S):
             yield export
-        finally:
-            done.set()
-            listening.join(5 * PUBLISH_S)
