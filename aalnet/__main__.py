@@ -21,7 +21,7 @@ COMMANDS = {
     "train": ("cluster.commands.train", "Train a model on this machine or a Ray cluster."),
     "tune": ("tuner.commands.tune", "Search settings in a campaign of many trials."),
     "campaigns": ("tuner.commands.campaigns", "List, show and report campaigns; their winners."),
-    "submit": ("cluster.commands.submit", "Run a command on a cluster, as a Ray job."),
+    "submit": ("tuner.commands.submit", "Run a command on a cluster, as a Ray job."),
     "runs": ("cluster.commands.runs", "List, show and watch runs."),
     "watch": ("tuner.commands.watch", "Show how a run or a campaign goes on, with sparklines."),
     "sample": ("cluster.commands.sample", "Draw several pictures for condition images."),

@@ -208,3 +208,18 @@ def test_the_winner_trains_to_the_same_figures_and_is_promoted(tmp_path: Path) -
     now = aalnet("promote", facts["run"], "--model", "chosen", "--storage", "all", cwd=tmp_path)
     assert now.returncode == 0, now.stderr
     assert f"model `chosen` is {facts['run']}@32" in now.stdout
+
+
+def test_a_campaigns_file_is_read_before_it_is_submitted(tmp_path: Path) -> None:
+    write_data(tmp_path)
+    write_campaign(tmp_path / "good.yaml", tmp_path)
+    write_campaign(tmp_path / "typo.yaml", tmp_path, {"budget.trails": 3})
+    nobody = ("submit", "--address", "http://127.0.0.1:1")
+    rest = ("--storage", tmp_path / "storage")
+    for file, code, wrong in [
+        ("typo.yaml", 2, "did you mean `budget.trials`"),
+        ("good.yaml", 1, "cannot be reached"),  # it is read, and there is nobody to send it to
+    ]:
+        done = aalnet(*nobody, "tune", file, *rest, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert wrong in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,12 @@ from aalnet.settings import load_settings
 from cluster import jobs
 
 VERBS = ("train", "tune", "evaluate", "compare")
+# What reads a command's file here, so that a typing error costs no node. A campaign's file is for
+# tuner to read: tuner/commands/submit.py adds it.
+READERS: dict[str, Callable[[str, list[str]], object]] = {
+    "train": load_settings,
+    "compare": load_settings,
+}
 INTERRUPTED = 130
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -75,8 +81,8 @@ def check_command(command: Sequence[str], folder: Path) -> None:
             )
         if not config.is_file():
             raise ConfigError(f"there is no file `{arguments[0]}` in {folder}; give its path there")
-        if verb != "tune":  # a campaign's file is read on the cluster alone
-            load_settings(str(config), values_of(arguments, "--set"))
+        if verb in READERS:
+            READERS[verb](str(config), values_of(arguments, "--set"))
 
 
 def _check_storage(arguments: Sequence[str]) -> None:
