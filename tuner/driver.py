@@ -34,7 +34,7 @@ TUNE_QUIET = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # a trial's workers are few, and end soon
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a trial's workers are few, and end soon
 }
 Show = Callable[[CampaignStatus], None]
 
