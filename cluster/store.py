@@ -134,10 +134,15 @@ class FolderStore:
         path = self._path(key)
         with self._written(key, path, data) as temporary:
             while not _linked(temporary, path):
-                with contextlib.suppress(FileNotFoundError):  # deleted just now: the name is free
-                    if path.read_bytes() != data:
-                        raise BlobExists(f"`{key}` exists in {self.uri} already")
-                    return
+                try:
+                    same = path.read_bytes() == data
+                except FileNotFoundError:
+                    if path.is_symlink():  # it leads nowhere, and keeps the name
+                        raise
+                    continue  # deleted just now: the name is free
+                if not same:
+                    raise BlobExists(f"`{key}` exists in {self.uri} already")
+                return
 
     def append(self, key: str, data: bytes) -> None:
         path = self._path(key)

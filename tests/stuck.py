@@ -19,7 +19,10 @@ PATIENCE = 2.0  # times the test's own limit
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    timer = threading.Timer(PATIENCE * limit_s(item), _end, (item,))
+    limit_s = limit_of_s(item)
+    if limit_s == 0:  # as for a debugger
+        return (yield)
+    timer = threading.Timer(PATIENCE * limit_s, _end, (item,))
     timer.daemon = True
     timer.name = "stuck"
     timer.start()
@@ -30,11 +33,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         timer.join()
 
 
-def limit_s(item: pytest.Item) -> float:
-    """The time-out of a test: its own, the command's or the project's."""
+def limit_of_s(item: pytest.Item) -> float:
+    """The time-out of a test: its own, the command's or the project's; 0: none."""
     marker = item.get_closest_marker("timeout")
     given = marker.args[0] if marker else item.config.getoption("timeout")
-    return float(given or item.config.getini("timeout"))
+    return float(item.config.getini("timeout") or 0) if given is None else float(given)
 
 
 def _end(item: pytest.Item) -> None:

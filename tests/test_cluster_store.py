@@ -24,6 +24,7 @@ from cluster.store import (
     BlobMissing,
     BlobTooLarge,
     FolderStore,
+    StoreError,
     StoreUnavailable,
     open_store,
 )
@@ -225,6 +226,13 @@ def test_a_name_that_becomes_free_while_it_is_created(
     assert store.read("blob") == b"ours"
 
 
+def test_a_name_that_a_broken_link_keeps_is_told(store: FolderStore) -> None:
+    store.write("kept", b"1")
+    (store.root / "blob").symlink_to("nothing")
+    with pytest.raises(StoreError, match="No such file or directory: `blob`"):
+        store.create("blob", b"ours")
+
+
 def test_a_listing_has_a_blob_or_the_one_in_its_place(
     store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,14 +242,12 @@ def test_a_listing_has_a_blob_or_the_one_in_its_place(
     def replaced(folder: str) -> Any:
         listed = scandir(folder)
         if folder.endswith("lease"):
-            entries = list(listed)
+            with listed:
+                entries = list(listed)
             store.write("lease/2", b"")
             store.delete("lease/1")
-            return contextlib.closing(Listing(entries))
+            return contextlib.nullcontext(entries)
         return listed
-
-    class Listing(list[Any]):
-        def close(self) -> None: ...
 
     monkeypatch.setattr(os, "scandir", replaced)
     assert store.keys("lease/") in (["lease/1"], ["lease/2"])
