@@ -46,7 +46,7 @@ bench-endpoint: $(STAMP) ## the endpoint beside the bare model, LitServe and a p
 	$(BIN)/python -m benchmarks.endpoint
 
 chaos: $(STAMP) ## kill training at random moments, prove what is left (half an hour)
-	$(TEST_ENV) $(BIN)/python -m benchmarks.chaos
+	$(TEST_ENV) $(BIN)/python -m tests.proof.chaos
 
 clean: ## remove caches and builds; .venv and aalnet-runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -24,7 +24,7 @@ COMMANDS = {
     "submit": ("tuner.commands.submit", "Run a command on a cluster, as a Ray job."),
     "runs": ("cluster.commands.runs", "List, show and watch runs."),
     "watch": ("tuner.commands.watch", "Show how a run or a campaign goes on, with sparklines."),
-    "sample": ("cluster.commands.sample", "Draw several pictures for condition images."),
+    "sample": ("deploy.commands.sample", "Draw several pictures for condition images."),
     "evaluate": ("cluster.commands.evaluate", "Measure a model on held-out pairs."),
     "compare": ("cluster.commands.compare", "Train aalnet, gan and vae alike, side by side."),
     "promote": ("cluster.commands.promote", "Point a model's name to a checkpoint."),

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks import machine
 from benchmarks.table import Section, merged
+from tests.support import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -56,7 +56,7 @@ def main() -> None:
 def run(name: str, *, quick: bool) -> Section:
     """One benchmark, with what it was measured on."""
     print(f"{name} ... ", end="", file=sys.stderr, flush=True)
-    module = import_module(f"benchmarks.{MODULES[name]}")
+    module = import_module(f"benchmarks.speed.{MODULES[name]}")
     load_before, started_s = machine.load(), time.perf_counter()
     result = module.measure(quick)
     took_s = time.perf_counter() - started_s

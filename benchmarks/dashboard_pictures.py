@@ -23,7 +23,17 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from tests.grafana import PATHS, Asked, Series, Window, answer, choices, load, panels, variables
+from tests.support.grafana import (
+    PATHS,
+    Asked,
+    Series,
+    Window,
+    answer,
+    choices,
+    load,
+    panels,
+    variables,
+)
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 WIDTH_IN, UNIT_IN = 19.0, 0.36  # of a dashboard, and of a unit of its height

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.kube_api import KubeApi
-    from tests.s3_server import S3Server
+    from tests.support.kube_api import KubeApi
+    from tests.support.s3_server import S3Server
 
-pytest_plugins = ["tests.stuck"]
+pytest_plugins = ["tests.support.stuck"]
 
 # Before torch is imported, here or in a child: tests run side by side, one core each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,7 +41,7 @@ def one_thread() -> None:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
     """A real S3 server; the AWS variables of this process lead to it."""
-    from tests.s3_server import environment, s3_server
+    from tests.support.s3_server import environment, s3_server
 
     with (
         s3_server(tmp_path_factory.mktemp("s3")) as running,
@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
 @pytest.fixture
 def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["KubeApi"]:
     """An API server with our namespace; KUBECONFIG leads to it."""
-    from tests.kube_deploy import running_api
+    from tests.support.kube_deploy import running_api
 
     with running_api(tmp_path, monkeypatch) as running:
         yield running

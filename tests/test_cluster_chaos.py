@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import BEGIN, END, between, goodput_table, kill_table, stop_table
-from benchmarks.kills import Case, Moment, Range, kills, shooting_range
-from benchmarks.ray_kills import Share, worker_kills
-from tests.tiny_runs import write_data
+from tests.proof.chaos import BEGIN, END, between, goodput_table, kill_table, stop_table
+from tests.proof.kills import Case, Moment, Range, kills, shooting_range
+from tests.proof.ray_kills import Share, worker_kills
+from tests.support.tiny_runs import write_data
 
 SEED = 5
 

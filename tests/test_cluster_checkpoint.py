@@ -21,8 +21,10 @@ from aalnet.batch import ALONE
 from aalnet.errors import CheckpointError, ConfigError
 from aalnet.settings import parse_settings
 from aalnet.state import TrainState
-from cluster import checkpoint, manifest
-from cluster.checkpoint import (
+from cluster.data.pairs import Pairs
+from cluster.data.reader import read_batches
+from cluster.runs import checkpoint, manifest
+from cluster.runs.checkpoint import (
     Checkpoint,
     CheckpointTaken,
     by_figure,
@@ -33,12 +35,11 @@ from cluster.checkpoint import (
     restore,
     save,
 )
-from cluster.data.pairs import Pairs
-from cluster.data.reader import read_batches
-from cluster.manifest import Blob
-from cluster.runs import Run
-from cluster.store import FolderStore, StoreError
-from tests.tiny_runs import ROOT, tiny_values, write_data
+from cluster.runs.manifest import Blob
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import StoreError
+from tests.support.tiny_runs import ROOT, tiny_values, write_data
 
 CPU = torch.device("cpu")
 

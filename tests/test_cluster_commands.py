@@ -18,11 +18,11 @@ from PIL import Image
 
 from aalnet.__main__ import COMMANDS, main
 from aalnet.settings import parse_settings
-from cluster.checkpoint import Checkpoint, checkpoints
-from cluster.progress import latest
-from cluster.runs import Run
-from cluster.store import FolderStore
-from tests.tiny_runs import (
+from cluster.runs.checkpoint import Checkpoint, checkpoints
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from cluster.view.progress import latest
+from tests.support.tiny_runs import (
     Row,
     aalnet,
     aalnet_command,

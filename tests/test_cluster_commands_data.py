@@ -14,7 +14,14 @@ from cluster.data.packer import Pack, pack
 from cluster.data.packing import pack_shard
 from cluster.data.pairs import Pairs
 from cluster.data.shards import UNFINISHED
-from tests.tiny_runs import aalnet, encoded, noise_picture, noise_rows, write_data, write_pairs
+from tests.support.tiny_runs import (
+    aalnet,
+    encoded,
+    noise_picture,
+    noise_rows,
+    write_data,
+    write_pairs,
+)
 
 
 def tree(folder: Path, count: int = 30) -> Path:

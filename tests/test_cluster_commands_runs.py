@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 
 from aalnet.errors import AalnetError, CheckpointError, ConfigError
 from aalnet.settings import parse_settings
-from cluster import jobs
-from cluster.checks import Check
 from cluster.commands import doctor, runs, watch
-from cluster.runs import Record, Run
-from cluster.store import FolderStore, StoreUnavailable
+from cluster.launch import jobs
+from cluster.runs.run import Record, Run
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import StoreUnavailable
+from cluster.view.checks import Check
 
 EVALUATION: Record = {
     "kind": "evaluation", "images": 48, "k": 8, "kid_lite0": 0.5, "kid_lite0_condition": 0.245,

@@ -18,11 +18,11 @@ from aalnet.errors import DataError
 from cluster.data.pairs import Pairs
 from cluster.data.pictures import LARGEST_PX, decode_image
 from cluster.data.shards import UNFINISHED
-from cluster.s3 import S3Store
-from cluster.store import StoreError, StoreUnavailable
-from tests.hostile import handmade_png, packed_zeros
-from tests.s3_server import S3Server, client_of, free_ports
-from tests.tiny_runs import SCHEMA, Row, encoded, noise_picture, noise_rows, write_pairs
+from cluster.storage.s3 import S3Store
+from cluster.storage.store import StoreError, StoreUnavailable
+from tests.support.hostile import handmade_png, packed_zeros
+from tests.support.s3_server import S3Server, client_of, free_ports
+from tests.support.tiny_runs import SCHEMA, Row, encoded, noise_picture, noise_rows, write_pairs
 
 MEMORY_MIB = 1  # the smallest budget: pairs of 64 px and more do not fit
 
@@ -521,7 +521,7 @@ def test_a_server_that_is_not_there_is_a_store_error(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
-    monkeypatch.setattr("cluster.s3.ATTEMPTS", 1)
+    monkeypatch.setattr("cluster.storage.s3.ATTEMPTS", 1)
     with pytest.raises(StoreError, match="cannot be reached"):
         Pairs("s3://bucket/data", 32)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.goodput import PARTS, before_start, goodput
-from cluster.runs import Record
+from cluster.runs.goodput import PARTS, before_start, goodput
+from cluster.runs.run import Record
 
 BATCH = 4
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.checkpoint import Checkpoint, checkpoints
-from cluster.launcher import Placement, train_here
-from cluster.runs import Record, Run
-from cluster.stop import Stop
-from cluster.store import FolderStore, open_store
-from tests import hosts
-from tests.s3_server import environment, s3_server
-from tests.tiny_runs import (
+from cluster.launch.launcher import Placement, train_here
+from cluster.runs.checkpoint import Checkpoint, checkpoints
+from cluster.runs.run import Record, Run
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.training.stop import Stop
+from tests.support import hosts
+from tests.support.s3_server import environment, s3_server
+from tests.support.tiny_runs import (
     aalnet_command,
     command_environment,
     tiny_settings,

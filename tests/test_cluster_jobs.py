@@ -21,16 +21,16 @@ from typing import Any
 import pytest
 
 from aalnet.errors import AalnetError, UserError
-from cluster import jobs
 from cluster.commands.submit import check_command, values_of
-from cluster.jobs import exit_code, job_environment, upload_bytes
-from cluster.lease import RAY_JOB, ray_job
-from cluster.ray_session import ClusterError
-from cluster.runs import Run
-from cluster.store import FolderStore
-from tests.ray_cluster import RayCluster, ray_cluster
-from tests.tiny_campaigns import write_campaign
-from tests.tiny_runs import (
+from cluster.launch import jobs
+from cluster.launch.jobs import exit_code, job_environment, upload_bytes
+from cluster.launch.ray_session import ClusterError
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from cluster.storage.lease import RAY_JOB, ray_job
+from tests.support.ray_cluster import RayCluster, ray_cluster
+from tests.support.tiny_campaigns import write_campaign
+from tests.support.tiny_runs import (
     ROOT,
     aalnet_command,
     command_environment,

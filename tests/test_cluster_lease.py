@@ -16,15 +16,17 @@ from pathlib import Path
 import pytest
 
 from aalnet.errors import UserError
-from cluster import fenced, lease
 from cluster.commands.train import train_run
-from cluster.fenced import Fence, FencedStore, fence_of, leased
-from cluster.lease import Holder, LeaseHeld, LeaseLost, held, key_of
-from cluster.runs import Run
-from cluster.store import FolderStore, Store, StoreError, open_store
-from tests.fault_proxy import Rule, fault_proxy
-from tests.s3_server import S3Server, environment
-from tests.tiny_runs import (
+from cluster.runs.run import Run
+from cluster.storage import fenced, lease
+from cluster.storage.fenced import Fence, FencedStore, fence_of, leased
+from cluster.storage.folder import FolderStore
+from cluster.storage.lease import Holder, LeaseHeld, LeaseLost, held, key_of
+from cluster.storage.location import open_store
+from cluster.storage.store import Store, StoreError
+from tests.support.fault_proxy import Rule, fault_proxy
+from tests.support.s3_server import S3Server, environment
+from tests.support.tiny_runs import (
     aalnet,
     aalnet_command,
     command_environment,
@@ -281,8 +283,9 @@ def test_an_outage_does_not_end_the_holder(server: S3Server) -> None:
 # Holds the lease as another machine would, and writes as fast as it can.
 SUSPENDED = """
 import itertools, sys
-from cluster import fenced, lease
-from cluster.store import open_store
+from cluster.storage import fenced
+from cluster.storage import lease
+from cluster.storage.location import open_store
 lease._machine = lambda: "elsewhere"
 lease.BEAT_S = fenced.BEAT_S = 0.1
 with fenced.leased(open_store(sys.argv[1]), sys.argv[2], "run `r`") as mine:

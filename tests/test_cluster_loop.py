@@ -20,18 +20,26 @@ from aalnet.errors import AalnetError, CheckpointError, DataError, NonFiniteErro
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings
 from aalnet.state import TrainState
-from cluster import keeper, loop
-from cluster.checkpoint import Checkpoint, checkpoints, restore, save
 from cluster.data import reader
 from cluster.data.pairs import Pairs
-from cluster.journal import Journal
-from cluster.keeper import Launch, Report
-from cluster.loop import train
-from cluster.runs import Record, Run
-from cluster.saver import Saver, StorePatienceSpent
-from cluster.store import FolderStore, StoreError
-from cluster.world import ProcessWorld, current_world
-from tests.tiny_runs import noise_rows, tiny_settings, without_clocks, write_data, write_pairs
+from cluster.runs.checkpoint import Checkpoint, checkpoints, restore, save
+from cluster.runs.log import Journal
+from cluster.runs.run import Record, Run
+from cluster.runs.saver import Saver, StorePatienceSpent
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import StoreError
+from cluster.training import loop
+from cluster.training import recorder as keeper
+from cluster.training.loop import train
+from cluster.training.recorder import Launch, Report
+from cluster.training.world import ProcessWorld, current_world
+from tests.support.tiny_runs import (
+    noise_rows,
+    tiny_settings,
+    without_clocks,
+    write_data,
+    write_pairs,
+)
 
 CPU = torch.device("cpu")
 LASTING = ("train", "evaluation", "checkpoint")  # kinds of records that a resumption repeats

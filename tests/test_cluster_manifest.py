@@ -11,7 +11,7 @@ import pytest
 from aalnet.errors import CheckpointError
 from aalnet.networks import DataSpec
 from aalnet.settings import Settings
-from cluster.manifest import FORMAT_VERSION, Blob, Manifest, parse_manifest
+from cluster.runs.manifest import FORMAT_VERSION, Blob, Manifest, parse_manifest
 
 KEY = "runs/demo/checkpoints/12/MANIFEST.json"
 EMA, TRAINING = Blob.of("ema", b"weights"), Blob.of("training", b"everything else")

@@ -19,7 +19,7 @@ import yaml
 from aalnet.settings import TelemetrySettings
 from cluster.telemetry import monitor
 from cluster.telemetry.exporter import Exporter
-from tests.prometheus_server import (
+from tests.support.prometheus_server import (
     environment_with,
     prometheus_server,
     query,
@@ -27,7 +27,7 @@ from tests.prometheus_server import (
     value,
     wait_for,
 )
-from tests.tiny_runs import aalnet_command
+from tests.support.tiny_runs import aalnet_command
 
 
 @pytest.fixture

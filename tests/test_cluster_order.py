@@ -18,7 +18,7 @@ from cluster.data import reader
 from cluster.data.order import Chance, Chances, Order, augment, worker_slice
 from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
-from tests.tiny_runs import noise_rows, tiny_settings, write_data, write_pairs
+from tests.support.tiny_runs import noise_rows, tiny_settings, write_data, write_pairs
 
 UNEVEN = np.array([0, 2, 1, 1, 0, 1, 1, 2, 1, 1, 0], np.int64)  # 3, 6 and 2 rows
 

@@ -23,10 +23,10 @@ from cluster.data.packer import Pack, Packed, pack, split_of
 from cluster.data.packing import Job, pack_shard
 from cluster.data.pairs import Pairs
 from cluster.data.shards import UNFINISHED
-from cluster.store import StoreError
-from tests.hostile import handmade_png, packed_zeros
-from tests.s3_server import S3Server, client_of, environment, s3_server
-from tests.tiny_runs import aalnet_command, command_environment, encoded, noise_picture
+from cluster.storage.store import StoreError
+from tests.support.hostile import handmade_png, packed_zeros
+from tests.support.s3_server import S3Server, client_of, environment, s3_server
+from tests.support.tiny_runs import aalnet_command, command_environment, encoded, noise_picture
 
 
 def here(jobs: list[Job]) -> Iterator[dict[str, Any]]:

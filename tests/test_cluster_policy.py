@@ -11,10 +11,10 @@ from aalnet.errors import (
     UserError,
 )
 from aalnet.settings import FailureSettings
-from cluster.checkpoint import CheckpointTaken
-from cluster.policy import FINAL, Cause, cause_of_own, counts, decide
-from cluster.saver import StorePatienceSpent
-from cluster.store import BlobMissing, BlobTooLarge, StoreError, StoreUnavailable
+from cluster.runs.checkpoint import CheckpointTaken
+from cluster.runs.saver import StorePatienceSpent
+from cluster.storage.store import BlobMissing, BlobTooLarge, StoreError, StoreUnavailable
+from cluster.training.policy import FINAL, Cause, cause_of_own, counts, decide
 
 DEFAULT = FailureSettings()
 NONE = FailureSettings(budget=0)

@@ -20,10 +20,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from cluster.runs import Run
-from cluster.store import FolderStore
-from tests.ray_cluster import MARK, TOKEN, kill, marked, ray_cluster
-from tests.tiny_runs import (
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from tests.support.ray_cluster import MARK, TOKEN, kill, marked, ray_cluster
+from tests.support.tiny_runs import (
     aalnet_command,
     command_environment,
     tiny_values,

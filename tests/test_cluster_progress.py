@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.journal import Journal
-from cluster.progress import (
+from cluster.runs.log import Journal
+from cluster.runs.run import Record, Run
+from cluster.storage.folder import FolderStore
+from cluster.view.progress import (
     ProgressView,
     describe,
     duration,
@@ -18,8 +20,6 @@ from cluster.progress import (
     number,
     printable,
 )
-from cluster.runs import Record, Run
-from cluster.store import FolderStore
 
 POLL_S = 0.01
 

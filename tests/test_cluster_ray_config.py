@@ -12,7 +12,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from tests.tiny_runs import ROOT
+from tests.support.tiny_runs import ROOT
 
 Config = dict[str, Any]
 

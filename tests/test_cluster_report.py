@@ -11,9 +11,9 @@ import pytest
 
 from aalnet.errors import CheckpointError
 from aalnet.settings import Settings, parse_settings
-from cluster.report import MAX_GRIDS, MAX_POINTS, build_report, thin
-from cluster.runs import Record, Run
-from cluster.store import FolderStore
+from cluster.runs.run import Record, Run
+from cluster.storage.folder import FolderStore
+from cluster.view.report import MAX_GRIDS, MAX_POINTS, build_report, thin
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -11,12 +11,12 @@ import torch
 from aalnet.networks import DataSpec
 from aalnet.settings import RunSettings, parse_settings
 from aalnet.state import TrainState
-from cluster.checkpoint import Checkpoint, checkpoints, save
-from cluster.models import promote
-from cluster.retention import UNFINISHED_S, kept, prune, sweep
-from cluster.runs import Run
-from cluster.store import FolderStore
-from tests.tiny_runs import tiny_values
+from cluster.runs.checkpoint import Checkpoint, checkpoints, save
+from cluster.runs.promotions import promote
+from cluster.runs.retention import UNFINISHED_S, kept, prune, sweep
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from tests.support.tiny_runs import tiny_values
 
 TENS = (10, 20, 30, 40, 50, 60)
 

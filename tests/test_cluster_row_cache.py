@@ -18,7 +18,7 @@ from cluster.cache import cache_folder
 from cluster.data import row_cache
 from cluster.data.pairs import Pairs
 from cluster.data.row_cache import ENDING, PARTIAL, RowCache
-from tests.tiny_runs import command_environment, noise_picture, noise_rows, write_pairs
+from tests.support.tiny_runs import command_environment, noise_picture, noise_rows, write_pairs
 
 MIB = 2**20
 

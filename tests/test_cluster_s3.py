@@ -14,18 +14,12 @@ import numpy as np
 import pytest
 
 from aalnet.errors import ConfigError
-from cluster import s3
-from cluster.store import (
-    BlobExists,
-    BlobMissing,
-    FolderStore,
-    Store,
-    StoreError,
-    StoreUnavailable,
-    open_store,
-)
-from tests.fault_proxy import FaultProxy, Request, Rule, fault_proxy
-from tests.s3_server import S3Server, client_of, environment, free_ports
+from cluster.storage import s3
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.storage.store import BlobExists, BlobMissing, Store, StoreError, StoreUnavailable
+from tests.support.fault_proxy import FaultProxy, Request, Rule, fault_proxy
+from tests.support.s3_server import S3Server, client_of, environment, free_ports
 
 MIB = 2**20
 RETRIED = ("reset", "error_500", "slow_down", "lost_reply")

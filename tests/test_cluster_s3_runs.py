@@ -15,22 +15,25 @@ import pytest
 import safetensors.torch
 import torch
 
-import cluster.loop
+import cluster.training.loop
 from aalnet.errors import CheckpointError
 from aalnet.networks import DataSpec
 from aalnet.settings import Settings
 from aalnet.state import TrainState
-from cluster import checkpoint, launcher, s3
-from cluster.checkpoint import Checkpoint, checkpoints, load_generator, restore
-from cluster.launcher import Placement
-from cluster.manifest import LIMIT_BYTES, parse_manifest
-from cluster.runs import MANIFEST, Run
-from cluster.saver import StorePatienceSpent
-from cluster.stop import Stop
-from cluster.store import FolderStore, open_store
-from tests.fault_proxy import FaultProxy, Rule, fault_proxy
-from tests.s3_server import S3Server, environment
-from tests.tiny_runs import tiny_settings, without_clocks, write_data
+from cluster.launch import launcher
+from cluster.launch.launcher import Placement
+from cluster.runs import checkpoint
+from cluster.runs.checkpoint import Checkpoint, checkpoints, load_generator, restore
+from cluster.runs.manifest import LIMIT_BYTES, parse_manifest
+from cluster.runs.run import MANIFEST, Run
+from cluster.runs.saver import StorePatienceSpent
+from cluster.storage import s3
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.training.stop import Stop
+from tests.support.fault_proxy import FaultProxy, Rule, fault_proxy
+from tests.support.s3_server import S3Server, environment
+from tests.support.tiny_runs import tiny_settings, without_clocks, write_data
 
 HERE = Placement(0, "cpu", "this machine")
 STEPS, EVERY = 64, 8  # of a run, and between checkpoints
@@ -211,7 +214,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
 
     def install(number: int, act: Callable[[], None]) -> list[float]:
         times: list[float] = []
-        step = cluster.loop.STEPS["aalnet"]
+        step = cluster.training.loop.STEPS["aalnet"]
 
         def counted(*arguments: Any) -> Any:
             terms = step(*arguments)
@@ -220,7 +223,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
                 act()
             return terms
 
-        monkeypatch.setattr(cluster.loop, "STEPS", {"aalnet": counted})
+        monkeypatch.setattr(cluster.training.loop, "STEPS", {"aalnet": counted})
         return times
 
     return install

@@ -15,13 +15,14 @@ from aalnet.errors import NonFiniteError
 from aalnet.networks import DataSpec
 from aalnet.settings import Settings, parse_settings
 from aalnet.state import TrainState
-from cluster import checkpoint, saver
-from cluster.checkpoint import Checkpoint, CheckpointTaken, checkpoints, restore, save
-from cluster.journal import Journal
-from cluster.runs import Record, Run
-from cluster.saver import PICTURES, Saver, StorePatienceSpent
-from cluster.store import FolderStore, StoreError
-from tests.tiny_runs import tiny_values
+from cluster.runs import checkpoint, saver
+from cluster.runs.checkpoint import Checkpoint, CheckpointTaken, checkpoints, restore, save
+from cluster.runs.log import Journal
+from cluster.runs.run import Record, Run
+from cluster.runs.saver import PICTURES, Saver, StorePatienceSpent
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import StoreError
+from tests.support.tiny_runs import tiny_values
 
 SOON_S = 20.0
 CPU = torch.device("cpu")

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from cluster.stop import Stop, Stopped
-from tests.tiny_runs import ROOT
+from cluster.training.stop import Stop, Stopped
+from tests.support.tiny_runs import ROOT
 
 SOON_S = 20.0
 CHILD = """
 import sys, threading, time
-from cluster.stop import Stop
+from cluster.training.stop import Stop
 
 mode = sys.argv[1]
 asked = threading.Event()

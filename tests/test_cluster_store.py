@@ -18,15 +18,15 @@ import pytest
 
 from aalnet.errors import CheckpointError, ConfigError
 from aalnet.settings import Settings, parse_settings
-from cluster.runs import Run, find_run, list_runs
-from cluster.store import (
+from cluster.runs.run import Run, find_run, list_runs
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.storage.store import (
     BlobExists,
     BlobMissing,
     BlobTooLarge,
-    FolderStore,
     StoreError,
     StoreUnavailable,
-    open_store,
 )
 
 
@@ -93,7 +93,7 @@ def test_absolute_keys_stay_inside(store: FolderStore) -> None:
 
 WRITER = """
 import sys
-from cluster.store import FolderStore
+from cluster.storage.folder import FolderStore
 store = FolderStore(sys.argv[1])
 blobs = [bytes([value]) * 3_000_000 for value in range(8)]
 print("ready", flush=True)

@@ -11,11 +11,11 @@ from ray.train.v2._internal.exceptions import (
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from aalnet.errors import ConfigError, DataError, NonFiniteError
-from cluster.checkpoint import CheckpointTaken
-from cluster.policy import Cause
-from cluster.saver import StorePatienceSpent
-from cluster.store import StoreError, StoreUnavailable
-from cluster.survival import cause_of, message_of, own_error
+from cluster.launch.survival import cause_of, message_of, own_error
+from cluster.runs.checkpoint import CheckpointTaken
+from cluster.runs.saver import StorePatienceSpent
+from cluster.storage.store import StoreError, StoreUnavailable
+from cluster.training.policy import Cause
 
 # Ray 2.60 warns of its own settings as it makes them (met 2026-11-23).
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")

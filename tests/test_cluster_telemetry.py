@@ -24,12 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from aalnet.errors import NonFiniteError
 from aalnet.settings import Settings, TelemetrySettings
-from cluster import launcher, loop
-from cluster.keeper import Launch
-from cluster.launcher import Placement
-from cluster.runs import Record, Run
-from cluster.stop import Stop
-from cluster.store import FolderStore
+from cluster.launch import launcher
+from cluster.launch.launcher import Placement
+from cluster.runs.run import Record, Run
+from cluster.storage.folder import FolderStore
 from cluster.telemetry import board, exporter, run_export, targets
 from cluster.telemetry.catalogue import CATALOGUE, LABEL_VALUES, markdown, series_names
 from cluster.telemetry.exporter import Exporter
@@ -39,8 +37,11 @@ from cluster.telemetry.run_export import STATES, RunExport
 from cluster.telemetry.tally import SERIES, Tally
 from cluster.telemetry.targets import Target, announced, targets_folder
 from cluster.telemetry.teller import Teller
-from cluster.world import ProcessWorld
-from tests.tiny_runs import tiny_settings, write_data
+from cluster.training import loop
+from cluster.training.recorder import Launch
+from cluster.training.stop import Stop
+from cluster.training.world import ProcessWorld
+from tests.support.tiny_runs import tiny_settings, write_data
 
 NAMES = {"run", "campaign", "worker", "images", "digest"}  # labels whose values are names
 AS_PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "5"}

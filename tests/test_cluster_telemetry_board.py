@@ -12,14 +12,15 @@ from tensorboardX.record_writer import masked_crc32c
 
 from aalnet.errors import ConfigError
 from aalnet.settings import Settings, TelemetrySettings
-from cluster import launcher
-from cluster.launcher import Placement
-from cluster.runs import Run
-from cluster.stop import Stop
-from cluster.store import FolderStore, StoreError
+from cluster.launch import launcher
+from cluster.launch.launcher import Placement
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import StoreError
 from cluster.telemetry import board
 from cluster.telemetry.board import FOLDER, Board
-from tests.tiny_runs import tiny_settings, write_data
+from cluster.training.stop import Stop
+from tests.support.tiny_runs import tiny_settings, write_data
 
 
 class Bucket(FolderStore):

@@ -8,9 +8,19 @@ from pathlib import Path
 import pytest
 
 from cluster.telemetry.catalogue import CATALOGUE, series_names
-from tests.grafana import PATHS, Window, answer, choices, filled, load, over, queries, variables
-from tests.live_metrics import CAMPAIGN, RUN, live_prometheus
-from tests.prometheus_server import query, value
+from tests.support.grafana import (
+    PATHS,
+    Window,
+    answer,
+    choices,
+    filled,
+    load,
+    over,
+    queries,
+    variables,
+)
+from tests.support.live_metrics import CAMPAIGN, RUN, live_prometheus
+from tests.support.prometheus_server import query, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # all that has to start first
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.checkpoint import Checkpoint, checkpoints
-from cluster.launcher import Placement, connected, train_here, train_with_ray
-from cluster.runs import Run
-from cluster.stop import Stop
-from cluster.store import FolderStore
-from tests.tiny_runs import (
+from cluster.launch.launcher import Placement, connected, train_here, train_with_ray
+from cluster.runs.checkpoint import Checkpoint, checkpoints
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from cluster.training.stop import Stop
+from tests.support.tiny_runs import (
     aalnet,
     aalnet_command,
     command_environment,

@@ -15,15 +15,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aalnet.settings import TelemetrySettings
-from cluster import scrape
 from cluster.commands import watch
-from cluster.run_screen import LogScreen
-from cluster.runs import Record, Run
-from cluster.screen import BARS, History, sparkline
-from cluster.store import FolderStore
+from cluster.runs.run import Record, Run
+from cluster.storage.folder import FolderStore
 from cluster.telemetry.exporter import Exporter
 from cluster.telemetry.run_export import RunExport
-from tests.tiny_runs import aalnet_command, command_environment, tiny_settings, write_data
+from cluster.view import scrape
+from cluster.view.run_screen import LogScreen
+from cluster.view.screen import BARS, History, sparkline
+from tests.support.tiny_runs import aalnet_command, command_environment, tiny_settings, write_data
 
 TERMS = {"entropy": 0.5, "separation": -0.4, "discriminator_accuracy": 0.9, "generator_norm": 3.0}
 START: Record = {"kind": "start", "images": 0, "startup_s": 1.0, "workers": 1}

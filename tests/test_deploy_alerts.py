@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.promql import unknown
+from tests.support.promql import unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = ROOT / "deploy/kubernetes/base/monitoring/alert-rules.yaml"

@@ -15,7 +15,7 @@ from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import units
 
 from deploy.dashboards.__main__ import DASHBOARDS
-from tests.grafana import (
+from tests.support.grafana import (
     BUILT_IN,
     PATHS,
     VARIABLE,
@@ -27,7 +27,7 @@ from tests.grafana import (
     queries,
     variables,
 )
-from tests.promql import unknown
+from tests.support.promql import unknown
 
 BOARDS = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 GRID = 24

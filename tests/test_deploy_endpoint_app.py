@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 
 from aalnet.sampling import draw, from_uint8, noise_for, to_uint8
-from cluster.checkpoint import find_checkpoint, load_generator
 from cluster.data.pictures import decode_image
-from cluster.store import FolderStore
+from cluster.runs.checkpoint import find_checkpoint, load_generator
+from cluster.storage.folder import FolderStore
 from deploy.endpoint.settings import EndpointSettings
-from tests.endpoint_models import (
+from tests.support.endpoint_models import (
     LABELS,
     QUICK,
     client_of,
@@ -34,7 +34,7 @@ from tests.endpoint_models import (
     remembered_probe,
     service_of,
 )
-from tests.tiny_runs import encoded, noise_picture
+from tests.support.tiny_runs import encoded, noise_picture
 
 SETTINGS = EndpointSettings(
     batch_samples=8, max_samples=16, body_bytes=200_000, image_side_px=512, body_timeout_s=0.3

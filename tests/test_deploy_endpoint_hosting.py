@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from aalnet.errors import ConfigError
-from cluster.store import FolderStore
-from tests.endpoint_models import form, free_port, make_checkpoint, served
-from tests.tiny_runs import ROOT, command_environment
+from cluster.storage.folder import FolderStore
+from tests.support.endpoint_models import form, free_port, make_checkpoint, served
+from tests.support.tiny_runs import ROOT, command_environment
 
 SERVE = """
 import sys

@@ -19,8 +19,9 @@ import torch
 from aalnet.errors import CheckpointError, NonFiniteError
 from aalnet.networks import DataSpec, Generator
 from aalnet.sampling import draw, from_uint8, to_uint8
-from cluster.models import promote, roll_back
-from cluster.store import FolderStore, StoreError
+from cluster.runs.promotions import promote, roll_back
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import StoreError
 from deploy.endpoint.batcher import Batcher, Drawn
 from deploy.endpoint.executions import Batch, Execution, Fewest, Plan, Runner, Samples, sizes_up_to
 from deploy.endpoint.follow import Follower, Source
@@ -30,7 +31,7 @@ from deploy.endpoint.probe import probe
 from deploy.endpoint.refusals import Refused
 from deploy.endpoint.service import Service
 from deploy.endpoint.settings import EndpointSettings
-from tests.endpoint_models import (
+from tests.support.endpoint_models import (
     LABELS,
     QUICK,
     SPEC,
@@ -43,7 +44,7 @@ from tests.endpoint_models import (
     remembered_probe,
     service_of,
 )
-from tests.tiny_runs import noise_picture, tiny_settings
+from tests.support.tiny_runs import noise_picture, tiny_settings
 
 CPU = torch.device("cpu")
 WHOLE = EndpointSettings(batch_samples=32)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.store import FolderStore
-from tests.endpoint_models import Served, make_checkpoint, png_of, served
+from cluster.storage.folder import FolderStore
+from tests.support.endpoint_models import Served, make_checkpoint, png_of, served
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")

@@ -18,12 +18,13 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.endpoint_parts import slow_clients
-from benchmarks.load import request_bytes
-from cluster.checkpoint import Checkpoint
-from cluster.models import promote
-from cluster.store import FolderStore, Store, open_store
-from tests.endpoint_models import (
+from benchmarks.endpoint.parts import slow_clients
+from cluster.runs.checkpoint import Checkpoint
+from cluster.runs.promotions import promote
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.storage.store import Store
+from tests.support.endpoint_models import (
     Served,
     corrupt,
     form,
@@ -33,9 +34,10 @@ from tests.endpoint_models import (
     png_of,
     served,
 )
-from tests.hostile_images import send
-from tests.s3_server import environment, s3_server
-from tests.tiny_runs import ROOT, aalnet, command_environment
+from tests.support.hostile_images import send
+from tests.support.load import request_bytes
+from tests.support.s3_server import environment, s3_server
+from tests.support.tiny_runs import ROOT, aalnet, command_environment
 
 KEY = "a-long-enough-key-1"
 
@@ -55,8 +57,8 @@ def endpoint(folder: Path) -> Iterator[Served]:
 
 
 def load(folder: Path, url: str, *arguments: str) -> dict[str, Any]:
-    """What benchmarks/load.py saw."""
-    command = [sys.executable, "-m", "benchmarks.load", f"{url}/v1/samples",
+    """What tests/support/load.py saw."""
+    command = [sys.executable, "-m", "tests.support.load", f"{url}/v1/samples",
                str(folder / "image.png"), "--field", "label=a", *arguments]  # fmt: skip
     done = subprocess.run(
         command, cwd=ROOT, env=command_environment(), capture_output=True, check=True

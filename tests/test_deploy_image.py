@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.image import ignored, parse
-from tests.kubernetes_objects import OVERLAYS, pods, render
+from tests.support.kubernetes_objects import OVERLAYS, pods, render
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")

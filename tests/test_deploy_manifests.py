@@ -16,8 +16,8 @@ from aalnet.settings import Settings, parse_settings
 from aalnet.yaml_io import validate
 from deploy.endpoint.metrics import Metrics
 from deploy.endpoint.settings import EndpointSettings
-from tests import kuberay_rules, kubernetes_references, kubernetes_rules
-from tests.kubernetes_objects import (
+from tests.support import kuberay_rules, kubernetes_references, kubernetes_rules
+from tests.support.kubernetes_objects import (
     COMPONENTS,
     OVERLAYS,
     Object,

@@ -9,8 +9,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests import kuberay_rules, kubernetes_references, kubernetes_rules
-from tests.kubernetes_objects import Object, render, select
+from tests.support import kuberay_rules, kubernetes_references, kubernetes_rules
+from tests.support.kubernetes_objects import Object, render, select
 from tests.test_deploy_manifests import CRDS, NEWEST, RULES
 
 HEAD = "RayJob/aalnet-trainer spec rayClusterSpec headGroupSpec template spec"

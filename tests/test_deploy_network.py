@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.kubernetes_objects import Object, Pod, pods, render
-from tests.network_rules import Peer, allowed
+from tests.support.kubernetes_objects import Object, Pod, pods, render
+from tests.support.network_rules import Peer, allowed
 
 
 def peer_of(objects: list[Object], where: str) -> Peer:

@@ -16,9 +16,9 @@ from deploy.commands import deploy_options
 from deploy.operator import execute
 from deploy.operator.errors import AccessError, ClusterError, Conflict, ManifestError, TimedOut
 from deploy.operator.render import render as rendered
-from tests import kube_store
-from tests.kube_api import APPLY, DROP, Fault, KubeApi
-from tests.kube_deploy import IMAGE, TRAINER, deploy, fails, good
+from tests.support import kube_store
+from tests.support.kube_api import APPLY, DROP, Fault, KubeApi
+from tests.support.kube_deploy import IMAGE, TRAINER, deploy, fails, good
 
 
 def job(status: dict[str, Any]) -> Callable[[dict[str, Any]], None]:

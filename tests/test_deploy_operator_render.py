@@ -22,10 +22,10 @@ from deploy.operator.errors import ManifestError
 from deploy.operator.objects import COMPONENTS, Component, Object
 from deploy.operator.pods import troubles
 from deploy.operator.state import State, state_of
-from tests import kuberay_rules, kubernetes_references
-from tests.kube_deploy import good
-from tests.kubernetes_objects import OVERLAYS, cluster_spec, select
-from tests.kubernetes_objects import render as whole
+from tests.support import kuberay_rules, kubernetes_references
+from tests.support.kube_deploy import good
+from tests.support.kubernetes_objects import OVERLAYS, cluster_spec, select
+from tests.support.kubernetes_objects import render as whole
 from tests.test_deploy_manifests import CRDS, CUSTOM, NEWEST, OLDEST, RULES
 
 IMAGE = "registry.example:5000/team/aalnet:0.1.0-cuda"

@@ -12,8 +12,8 @@ import pytest
 
 from deploy.operator import waiting
 from deploy.operator.errors import ClusterError, Missing, TimedOut
-from tests.kube_api import CUT, DROP, Fault, KubeApi
-from tests.kube_deploy import RUNNING, TRAINER, deploy, event, fails, good, pod
+from tests.support.kube_api import CUT, DROP, Fault, KubeApi
+from tests.support.kube_deploy import RUNNING, TRAINER, deploy, event, fails, good, pod
 
 JOB = "aalnet-trainer"
 Edit = Callable[[dict[str, Any]], None]

@@ -23,7 +23,7 @@ def test_after() -> None:
 def test_a_stuck_test_ends_its_process_and_is_named(tmp_path: Path, repo_root: Path) -> None:
     (tmp_path / "test_it.py").write_text(STUCK, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.stuck", "--timeout", "2", "-n", "1",
+        [sys.executable, "-m", "pytest", "-p", "tests.support.stuck", "--timeout", "2", "-n", "1",
          "--rootdir", tmp_path, "-c", "/dev/null", tmp_path],
         cwd=repo_root, capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip

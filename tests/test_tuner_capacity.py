@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from aalnet.errors import ConfigError
-from tests.tiny_campaigns import campaign_settings
+from tests.support.tiny_campaigns import campaign_settings
 from tuner.capacity import Node, slots
 from tuner.settings import CampaignSettings
 

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from aalnet.errors import CheckpointError, ConfigError
 from aalnet.settings import load_settings
-from cluster.runs import Run
-from cluster.store import FolderStore
-from tests.made_campaigns import IMAGES, REASON, campaign_settings, made_campaign
-from tests.tiny_campaigns import write_campaign
-from tests.tiny_runs import aalnet, without_clocks, write_data
+from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
+from tests.support.made_campaigns import IMAGES, REASON, campaign_settings, made_campaign
+from tests.support.tiny_campaigns import write_campaign
+from tests.support.tiny_runs import aalnet, without_clocks, write_data
 from tuner.commands.campaigns import app
 from tuner.commands.tune import _require_result
 from tuner.dashboard import dashboard

@@ -9,8 +9,10 @@ import pytest
 from optuna.storages import JournalStorage
 
 from aalnet.errors import CheckpointError
-from cluster.store import FolderStore, StoreError, open_store
-from tests.s3_server import S3Server
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.storage.store import StoreError
+from tests.support.s3_server import S3Server
 from tuner import journal
 from tuner.journal import JournalTaken, StoreJournal
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.campaign_kills import shoot, shooting_range
-from tests.postgres_server import programs
+from tests.proof.campaign_kills import shoot, shooting_range
+from tests.support.postgres_server import programs
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from aalnet.errors import CheckpointError, ConfigError
-from cluster.store import FolderStore
-from tests.postgres_server import PASSWORD, PostgresServer, postgres_server, programs
-from tests.tiny_campaigns import campaign_settings, finished, jobs, open_study, told
+from cluster.storage.folder import FolderStore
+from tests.support.postgres_server import PASSWORD, PostgresServer, postgres_server, programs
+from tests.support.tiny_campaigns import campaign_settings, finished, jobs, open_study, told
 from tuner import campaign
 from tuner import server as study_server
 from tuner.campaign import Campaign, StudyUnavailable, find_campaign, without_password

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aalnet.settings import load_settings
-from cluster.store import FolderStore
-from tests.made_campaigns import BASE, IMAGES, RUNG, campaign_settings, made_campaign
+from cluster.storage.folder import FolderStore
+from tests.support.made_campaigns import BASE, IMAGES, RUNG, campaign_settings, made_campaign
 from tuner.best import winner
 from tuner.report import costs, repeated, write_report
 from tuner.settings import CampaignSettings

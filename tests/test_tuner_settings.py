@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from aalnet.errors import ConfigError
-from tests.tiny_campaigns import campaign_settings, write_campaign
+from tests.support.tiny_campaigns import campaign_settings, write_campaign
 from tuner.settings import SPACE, load_campaign
 
 DATA = Path("data")

@@ -7,8 +7,8 @@ import pytest
 from optuna.trial import TrialState
 
 from aalnet.errors import CheckpointError, ConfigError
-from cluster.store import FolderStore
-from tests.tiny_campaigns import (
+from cluster.storage.folder import FolderStore
+from tests.support.tiny_campaigns import (
     IMAGES,
     campaign_settings,
     failed,

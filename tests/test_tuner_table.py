@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.store import FolderStore
-from tests.made_campaigns import REASON, campaign_settings
+from cluster.storage.folder import FolderStore
+from tests.support.made_campaigns import REASON, campaign_settings
 from tests.test_tuner_report import status_of
 from tuner.campaign import Campaign
 from tuner.status import CampaignStatus

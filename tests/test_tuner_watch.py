@@ -13,12 +13,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from aalnet.settings import TelemetrySettings
-from cluster import scrape
-from cluster.scrape import samples_of
-from cluster.screen import BARS
-from cluster.store import FolderStore
+from cluster.storage.folder import FolderStore
 from cluster.telemetry.exporter import Exporter
-from tests.tiny_runs import tiny_values, write_data
+from cluster.view import scrape
+from cluster.view.scrape import samples_of
+from cluster.view.screen import BARS
+from tests.support.tiny_runs import tiny_values, write_data
 from tuner.campaign import Campaign
 from tuner.commands import watch
 from tuner.screen import CampaignScreen

@@ -20,8 +20,8 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 
 from aalnet.errors import AalnetError, CheckpointError, ConfigError
 from aalnet.yaml_io import parse_mapping
-from cluster.runs import RUN_NAME, Run
-from cluster.store import BlobMissing, Store
+from cluster.runs.run import RUN_NAME, Run
+from cluster.storage.store import BlobMissing, Store
 from tuner.journal import StoreJournal
 from tuner.settings import CampaignSettings, parse_campaign
 

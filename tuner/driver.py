@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from aalnet.errors import AalnetError, ConfigError
-from cluster.fenced import fence_of
-from cluster.ray_session import QUIET, ClusterError, forwarded, ray_session
-from cluster.stop import Stop
+from cluster.launch.ray_session import QUIET, ClusterError, forwarded, ray_session
+from cluster.storage.fenced import fence_of
+from cluster.training.stop import Stop
 from tuner.campaign import Campaign
 from tuner.capacity import Node, Slots, slots
 from tuner.settings import CampaignSettings

@@ -13,8 +13,8 @@ from ray.exceptions import RayError
 from ray.tune.search import Searcher
 
 from aalnet.errors import AalnetError
-from cluster.runs import Run
-from cluster.store import open_store
+from cluster.runs.run import Run
+from cluster.storage.location import open_store
 from tuner.capacity import Slots
 from tuner.driver import environment, own_error
 from tuner.study import Job, Outcome

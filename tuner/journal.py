@@ -19,7 +19,7 @@ from typing import Any
 from optuna.storages.journal import BaseJournalBackend
 
 from aalnet.errors import CheckpointError
-from cluster.store import BlobExists, BlobMissing, Store, StoreError
+from cluster.storage.store import BlobExists, BlobMissing, Store, StoreError
 
 LONGEST_CHAIN = 1024  # blobs; then they become one, in the background
 AT_ONCE = 8  # blobs that are read

@@ -14,10 +14,10 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-import cluster.report
+import cluster.view.report
 from aalnet.errors import CheckpointError
-from cluster.progress import duration, number
-from cluster.runs import Run
+from cluster.runs.run import Run
+from cluster.view.progress import duration, number
 from tuner.best import best_yaml, winner
 from tuner.campaign import Campaign, database_errors
 from tuner.settings import CampaignSettings
@@ -102,7 +102,7 @@ def build_page(
 
     folders = [
         Path(__file__).parent / "templates",
-        Path(cluster.report.__file__).parent / "templates",
+        Path(cluster.view.report.__file__).parent / "templates",
     ]
     environment = Environment(
         loader=FileSystemLoader(folders), autoescape=True, undefined=StrictUndefined,

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from cluster.progress import duration, number
-from cluster.scrape import Sample, samples_of
-from cluster.screen import GAP, LINE, WIDE, History, Line, Screen, page, rows
+from cluster.view.progress import duration, number
+from cluster.view.scrape import Sample, samples_of
+from cluster.view.screen import GAP, LINE, WIDE, History, Line, Screen, page, rows
 from tuner.settings import CampaignSettings
 from tuner.status import CampaignStatus
 from tuner.table import best_and_running, trials_table

@@ -20,7 +20,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cluster.figures import kid_name
+from cluster.runs.figures import kid_name
 from tuner.settings import CampaignSettings, Choices, Objective, Range, finite
 
 Space = Mapping[str, BaseDistribution]

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cluster.fenced import fenced
-from cluster.store import StoreError, StoreUnavailable, open_store
+from cluster.storage.fenced import fenced
+from cluster.storage.location import open_store
+from cluster.storage.store import StoreError, StoreUnavailable
 from tuner.campaign import Campaign, StudyUnavailable, database_errors
 from tuner.journal import JournalTaken
 from tuner.settings import parse_campaign

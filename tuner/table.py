@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.progress import duration, number, printable
+from cluster.view.progress import duration, number, printable
 from tuner.campaign import Campaign
 from tuner.settings import CampaignSettings, Choices, Range
 from tuner.status import CampaignStatus, TrialRow, by_mean

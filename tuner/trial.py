@@ -22,17 +22,18 @@ from ray.actor import ActorHandle
 from aalnet.errors import AalnetError
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings, parse_settings
-from cluster.beside import beside
-from cluster.checkpoint import checkpoints
-from cluster.fenced import leased
-from cluster.goodput import goodput
-from cluster.launcher import Placement, train_here, train_with_ray
-from cluster.lease import LeaseHeld
-from cluster.progress import follow, latest
-from cluster.report import build_report
-from cluster.runs import Record, Run
-from cluster.stop import Stop
-from cluster.store import StoreError, open_store
+from cluster.background import in_background
+from cluster.launch.launcher import Placement, train_here, train_with_ray
+from cluster.runs.checkpoint import checkpoints
+from cluster.runs.goodput import goodput
+from cluster.runs.run import Record, Run
+from cluster.storage.fenced import leased
+from cluster.storage.lease import LeaseHeld
+from cluster.storage.location import open_store
+from cluster.storage.store import StoreError
+from cluster.training.stop import Stop
+from cluster.view.progress import follow, latest
+from cluster.view.report import build_report
 from tuner.study import Cost, Job, Outcome
 
 LOOK_S = 1.0  # between two looks whether the campaign still wants this job
@@ -74,7 +75,7 @@ class Watch:
                 if self.unwanted or self.pruned:
                     self._stop.now()  # again and again: training may not have begun to listen
 
-        with beside(ask, "asks the campaign"):
+        with in_background(ask, "asks the campaign"):
             yield
 
     def _asked(self, reply: Any) -> Any:
@@ -160,7 +161,7 @@ def _following(run: Run, watch: Watch) -> Iterator[None]:
         for record in follow(run, from_records=known, stop=done):
             watch.recall([record])
 
-    with beside(tell, "figures"):
+    with in_background(tell, "figures"):
         yield
 
 

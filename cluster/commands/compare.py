@@ -15,16 +15,16 @@ from aalnet.errors import ConfigError
 from aalnet.evaluation import Figures
 from aalnet.sampling import best_device, grid
 from aalnet.settings import Settings, load_settings
-from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.commands.evaluate import evaluate_checkpoint
 from cluster.commands.options import Address, Json, Set, Storage
 from cluster.commands.train import train_run
 from cluster.data.pictures import png
-from cluster.figures import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name
-from cluster.held_out import HeldOut
-from cluster.progress import number
-from cluster.runs import Run
-from cluster.store import open_store
+from cluster.runs.checkpoint import Checkpoint, find_checkpoint, load_generator
+from cluster.runs.figures import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name
+from cluster.runs.run import Run
+from cluster.storage.location import open_store
+from cluster.training.held_out import HeldOut
+from cluster.view.progress import number
 
 app = typer.Typer(add_completion=False)
 KNOWN = ("aalnet", "gan", "vae")

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from aalnet.errors import ConfigError
 from cluster.commands.options import Address, Json
-from cluster.progress import printable
+from cluster.view.progress import printable
 
 if TYPE_CHECKING:
     from cluster.data.packer import Runner
@@ -87,7 +87,7 @@ def pack(
 def _runner(workers: int | None, address: str | None) -> Runner:
     """Does jobs in this process, or with Ray, which takes seconds to start."""
     from cluster.data.packing import pack_shard
-    from cluster.store import StoreError
+    from cluster.storage.store import StoreError
 
     def run(jobs: list[Job]) -> Iterator[dict[str, Any]]:
         if workers == 0:

@@ -23,10 +23,12 @@ from pathlib import Path
 import typer
 
 from aalnet.errors import AalnetError
-from cluster import jobs
-from cluster.checks import Check, tell
 from cluster.commands.options import Address, Json, Storage
-from cluster.store import BlobExists, FolderStore, Store, open_store
+from cluster.launch import jobs
+from cluster.storage.folder import FolderStore
+from cluster.storage.location import open_store
+from cluster.storage.store import BlobExists, Store
+from cluster.view.checks import Check, tell
 
 GIB = 2**30
 LOW_MEMORY_GIB, LOW_DISK_GIB, NO_DISK_GIB = 2.0, 5.0, 0.5

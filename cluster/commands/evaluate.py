@@ -14,11 +14,11 @@ from rich.table import Table
 from aalnet.evaluation import Figures
 from aalnet.sampling import best_device
 from aalnet.settings import parse_settings
-from cluster.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.commands.options import Json, Storage
-from cluster.figures import figures as figures_of
-from cluster.held_out import HeldOut
-from cluster.store import open_store
+from cluster.runs.checkpoint import Checkpoint, find_checkpoint, load_generator
+from cluster.runs.figures import figures as figures_of
+from cluster.storage.location import open_store
+from cluster.training.held_out import HeldOut
 
 app = typer.Typer(add_completion=False)
 

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from cluster.commands.options import Json
-from cluster.progress import printable
-from cluster.stop import Stop
 from cluster.telemetry import monitor
 from cluster.telemetry.catalogue import markdown
 from cluster.telemetry.targets import targets, targets_folder
+from cluster.training.stop import Stop
+from cluster.view.progress import printable
 
 LOOK_S = 1.0
 

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from aalnet.errors import ConfigError
-from cluster import models
-from cluster.checkpoint import find_checkpoint
 from cluster.commands.options import Storage
-from cluster.store import open_store
+from cluster.runs import promotions
+from cluster.runs.checkpoint import find_checkpoint
+from cluster.storage.location import open_store
 
 app = typer.Typer(add_completion=False)
 
@@ -32,12 +32,12 @@ def promote(
     """
     store = open_store(storage)
     if not model:
-        known = ", ".join(models.list_models(store)) or "none yet"
+        known = ", ".join(promotions.list_models(store)) or "none yet"
         raise ConfigError(f"--model NAME is missing; models in {store.uri}: {known}")
     if roll_back == (checkpoint is not None):
         raise ConfigError("give either RUN[@IMAGES] or --roll-back")
     if checkpoint is None:
-        now = models.roll_back(store, model)
+        now = promotions.roll_back(store, model)
     else:
-        now = models.promote(store, find_checkpoint(store, checkpoint), model)
+        now = promotions.promote(store, find_checkpoint(store, checkpoint), model)
     print(f"model `{model}` is {now.run}@{now.images} ({now.digest[:12]})")

@@ -18,17 +18,17 @@ from aalnet.errors import UserError
 from aalnet.settings import Settings
 from cluster.commands.options import Json, Storage
 from cluster.commands.watch import RunName, watch
-from cluster.figures import figures, kid_name
-from cluster.goodput import goodput
-from cluster.progress import (
+from cluster.runs.figures import figures, kid_name
+from cluster.runs.goodput import goodput
+from cluster.runs.run import Record, Run, find_run, list_runs, status_of
+from cluster.storage.location import open_store
+from cluster.view.progress import (
     duration,
     latest,
     number,
     printable,
     progress_of,
 )
-from cluster.runs import Record, Run, find_run, list_runs, status_of
-from cluster.store import open_store
 
 DEFAULT_STORAGE = "./aalnet-runs"
 PIPED_WIDTH = 200  # a table that nobody looks at is not folded
@@ -82,7 +82,7 @@ def sweep(
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
     """Remove what writers that died left behind: blobs of no checkpoint, unfinished uploads."""
-    from cluster import retention  # torch, which the other commands go without
+    from cluster.runs import retention  # torch, which the other commands go without
 
     store = open_store(storage)
     runs = list_runs(store) if name is None else [find_run(store, name)[0]]

@@ -12,7 +12,7 @@ import typer
 
 from aalnet.errors import ConfigError, UserError
 from aalnet.settings import load_settings
-from cluster import jobs
+from cluster.launch import jobs
 
 VERBS = ("train", "tune", "evaluate", "compare")
 # What reads a command's file here, so that a typing error costs no node. A campaign's file is for

@@ -13,18 +13,19 @@ import typer
 
 from aalnet.errors import CheckpointError
 from aalnet.settings import RunSettings, Settings, load_settings
-from cluster import checkpoint, launcher
-from cluster.beside import beside
+from cluster.background import in_background
 from cluster.commands.options import Address, Set, Storage
 from cluster.data.pairs import Pairs
-from cluster.fenced import leased
-from cluster.launcher import Placement
-from cluster.lease import ray_job
-from cluster.progress import ProgressView, follow
-from cluster.report import build_report
-from cluster.runs import Run
-from cluster.stop import Stop, Stopped
-from cluster.store import open_store
+from cluster.launch import launcher
+from cluster.launch.launcher import Placement
+from cluster.runs import checkpoint
+from cluster.runs.run import Run
+from cluster.storage.fenced import leased
+from cluster.storage.lease import ray_job
+from cluster.storage.location import open_store
+from cluster.training.stop import Stop, Stopped
+from cluster.view.progress import ProgressView, follow
+from cluster.view.report import build_report
 
 app = typer.Typer(add_completion=False)
 
@@ -193,7 +194,7 @@ def watched(run: Run, total_images: int) -> Iterator[None]:
             for record in follow(run, from_records=before, stop=ended):
                 view.show(record)
 
-    with beside(show, "progress"):
+    with in_background(show, "progress"):
         yield
 
 

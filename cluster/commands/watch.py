@@ -11,12 +11,12 @@ import typer
 
 from aalnet.settings import Settings
 from cluster.commands.options import Storage
-from cluster.progress import ProgressView, duration, follow, latest, number, progress_of
-from cluster.run_screen import LogScreen, RunScreen
-from cluster.runs import Record, Run, find_run, status_of
-from cluster.scrape import Sample, looks
-from cluster.screen import History, figures_of
-from cluster.store import open_store
+from cluster.runs.run import Record, Run, find_run, status_of
+from cluster.storage.location import open_store
+from cluster.view.progress import ProgressView, duration, follow, latest, number, progress_of
+from cluster.view.run_screen import LogScreen, RunScreen
+from cluster.view.scrape import Sample, looks
+from cluster.view.screen import History, figures_of
 
 LINE_EVERY_S = 10.0
 IMAGES = "aalnet_run_images"

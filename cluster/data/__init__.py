@@ -1,1 +1,1 @@
-"""Pairs of images: from files to Parquet shards, and from shards to batches."""
+"""Pictures to Parquet shards to batches in one global order. Knows no run."""

@@ -13,7 +13,7 @@ from aalnet.errors import DataError
 from cluster.data.pairs import Rows
 from cluster.data.pictures import open_picture, png
 from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
-from cluster.store import open_store
+from cluster.storage.location import open_store
 
 SPLITS = ("train", "test")
 SHEET_LABELS, SHEET_PAIRS, SHEET_PX = 24, 4, 64  # rows, pairs in a row, side of a picture

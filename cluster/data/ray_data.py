@@ -13,7 +13,7 @@ import ray.data
 
 from aalnet.errors import AalnetError, ConfigError
 from cluster.data.packing import Job, pack_shard
-from cluster.ray_session import ClusterError, ray_session
+from cluster.launch.ray_session import ClusterError, ray_session
 
 
 def packed_with_ray(

@@ -15,7 +15,7 @@ from aalnet.batch import Batch
 from aalnet.settings import Settings
 from cluster.data.order import Chances, Order, augment, worker_slice
 from cluster.data.pairs import Pairs
-from cluster.store import StoreError
+from cluster.storage.store import StoreError
 
 AHEAD = 2  # batches
 AGAIN_S = 2.0  # between two tries while the storage of the data fails

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aalnet.errors import DataError
-from cluster.store import BlobMissing, Store, open_store
+from cluster.storage.store import BlobMissing, Store
+from cluster.storage.location import open_store
 
 COLUMNS = ("id", "label", "condition", "target")
 PICTURES = COLUMNS[2:]

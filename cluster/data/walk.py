@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from aalnet.errors import DataError
 from cluster.data.shards import S3
-from cluster.store import open_store
+from cluster.storage.location import open_store
 
 PICTURE = re.compile(r"\.(?:png|jpe?g|webp)$", re.IGNORECASE)
 

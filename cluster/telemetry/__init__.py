@@ -1,0 +1,1 @@
+"""Metrics of runs: one catalogue, one scrape address a run. Training goes on where it fails."""

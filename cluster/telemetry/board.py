@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 from aalnet.errors import ConfigError
-from cluster.figures import FIGURE_ORDER, floor_of, kid_name
-from cluster.runs import Record, Run
-from cluster.store import StoreError
+from cluster.runs.figures import FIGURE_ORDER, floor_of, kid_name
+from cluster.runs.run import Record, Run
+from cluster.storage.store import StoreError
 
 FLUSH_S = 10.0
 PUT_S = 120.0  # where each time makes a file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from cluster.runs import Record
+from cluster.runs.run import Record
 
 
 @dataclass

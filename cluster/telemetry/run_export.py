@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from aalnet.settings import Settings
-from cluster.beside import beside
+from cluster.background import in_background
 from cluster.telemetry.exporter import Exporter, Snapshot
 from cluster.telemetry.tally import Tally
 from cluster.telemetry.teller import PUBLISH_S, Message
@@ -84,5 +84,5 @@ def exported(
         if letters is None or settings.telemetry.port == 0:
             yield export
             return
-        with beside(partial(export.listen, letters), "letters", 5 * PUBLISH_S):
+        with in_background(partial(export.listen, letters), "letters", 5 * PUBLISH_S):
             yield export

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from aalnet.settings import Settings
-from cluster.runs import Record
+from cluster.runs.run import Record
 from cluster.telemetry.board import Board
 from cluster.telemetry.gpu import read_gpu
 from cluster.telemetry.records import RecordFigures

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from aalnet.errors import UserError
-from cluster.progress import printable
+from cluster.view.progress import printable
 from deploy.operator.api import Cluster, connect
 from deploy.operator.arguments import check_namespace
 from deploy.operator.objects import Component

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.checks import tell
 from cluster.commands.options import Json
-from cluster.progress import duration, printable, progress_of
+from cluster.view.checks import tell
+from cluster.view.progress import duration, printable, progress_of
 from deploy.commands.deploy_options import (
     ComponentName,
     Context,

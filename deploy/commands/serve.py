@@ -15,7 +15,7 @@ import typer
 from aalnet.errors import ConfigError
 from aalnet.yaml_io import apply_overrides
 from cluster.commands.options import Set, Storage
-from cluster.store import open_store
+from cluster.storage.location import open_store
 from cluster.telemetry.targets import Target, announced
 from deploy.endpoint.security import Keys, hash_key
 from deploy.endpoint.settings import parse_endpoint_settings

@@ -7,9 +7,9 @@ import threading
 from dataclasses import dataclass
 
 from aalnet.errors import AalnetError
-from cluster.checkpoint import find_checkpoint
-from cluster.models import Promotion, checkpoint_of, read_model
-from cluster.store import Store, StoreError
+from cluster.runs.checkpoint import find_checkpoint
+from cluster.runs.promotions import Promotion, checkpoint_of, read_model
+from cluster.storage.store import Store, StoreError
 from deploy.endpoint.metrics import Metrics
 from deploy.endpoint.model import LoadedModel, Loader, ModelHolder
 from deploy.endpoint.settings import EndpointSettings

@@ -12,7 +12,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
-from cluster.models import Promotion
+from cluster.runs.promotions import Promotion
 from cluster.telemetry.catalogue import CATALOGUE
 
 

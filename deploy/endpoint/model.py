@@ -14,8 +14,8 @@ from aalnet.errors import CheckpointError, NonFiniteError
 from aalnet.networks import DataSpec
 from aalnet.sampling import best_device, noise_for
 from aalnet.settings import Settings
-from cluster.checkpoint import Checkpoint, load_generator
-from cluster.manifest import Manifest
+from cluster.runs.checkpoint import Checkpoint, load_generator
+from cluster.runs.manifest import Manifest
 from deploy.endpoint.executions import Batch, Plan, Runner, Samples, joined
 from deploy.endpoint.probe import probe
 from deploy.endpoint.refusals import Refused

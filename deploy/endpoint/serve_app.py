@@ -47,7 +47,7 @@ def build(args: dict[str, str]) -> serve.Application:
     )
 
     def application() -> Any:  # in the replica: torch and the model stay out of the controller
-        from cluster.store import open_store
+        from cluster.storage.location import open_store
         from deploy.endpoint.app import Application
         from deploy.endpoint.follow import Source
         from deploy.endpoint.security import Keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from aalnet.errors import AalnetError
-from cluster.checks import Check
+from cluster.view.checks import Check
 from deploy.operator.api import Cluster
 from deploy.operator.arguments import Changes
 from deploy.operator.changes import changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from cluster.progress import duration, printable
+from cluster.view.progress import duration, printable
 from deploy.operator.api import Cluster
 from deploy.operator.errors import ClusterError, TimedOut, WatchExpired
 from deploy.operator.look import View, look

@@ -13,8 +13,8 @@ import typer
 
 from aalnet.errors import ConfigError, UserError
 from cluster.commands.options import Json, Storage
-from cluster.progress import duration, number, printable
-from cluster.store import open_store
+from cluster.storage.location import open_store
+from cluster.view.progress import duration, number, printable
 from tuner.commands.options import Study
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def dashboard(
     study: Study = None,
 ) -> None:
     """Open optuna-dashboard on a campaign's study, for this machine alone, until Ctrl-C."""
-    from cluster.stop import Stop
+    from cluster.training.stop import Stop
     from tuner import dashboard as page
 
     campaign, _, _ = load(name, storage, study)
@@ -204,7 +204,7 @@ def _facts(campaign: Campaign, status: CampaignStatus) -> dict[str, Any]:
 
 def standing(campaign: Campaign, status: CampaignStatus) -> str:
     """`finished`, `running`, `stopped`; `held`: by a process elsewhere that may be dead."""
-    from cluster.lease import holder_of
+    from cluster.storage.lease import holder_of
 
     holder = holder_of(campaign.store, campaign.key("lease"))
     alive = False if holder is None else holder.alive()

@@ -11,8 +11,8 @@ import typer
 
 from aalnet.errors import CheckpointError
 from cluster.commands.options import Address, Set, Storage
-from cluster.stop import Stop, Stopped
-from cluster.store import open_store
+from cluster.storage.location import open_store
+from cluster.training.stop import Stop, Stopped
 from tuner.commands.options import Study
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def tune(
 ) -> None:
     """Search settings in a campaign. The same command again goes on where it was."""
     from cluster.commands.train import check_data
-    from cluster.fenced import leased
+    from cluster.storage.fenced import leased
     from tuner.campaign import Campaign
     from tuner.settings import load_campaign
     from tuner.table import plan

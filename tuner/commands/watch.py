@@ -13,11 +13,11 @@ from aalnet.errors import ConfigError
 from cluster.commands.options import Storage
 from cluster.commands.watch import LINE_EVERY_S, Url
 from cluster.commands.watch import watch as watch_run
-from cluster.screen import History, figures_of
+from cluster.view.screen import History, figures_of
 from tuner.commands.options import Study
 
 if TYPE_CHECKING:
-    from cluster.scrape import Sample
+    from cluster.view.scrape import Sample
 
 POLL_S = 2.0
 
@@ -53,7 +53,7 @@ def watch(
 
 def _watch_study(name: str, storage: str, study: str | None) -> None:
     """Look at a campaign's study now and then, until nothing is left to do."""
-    from cluster.store import StoreError
+    from cluster.storage.store import StoreError
     from tuner.campaign import StudyUnavailable
     from tuner.commands.campaigns import find, standing
     from tuner.report import load_status, read_status
@@ -84,7 +84,7 @@ def _watch_study(name: str, storage: str, study: str | None) -> None:
 
 def _watch_address(name: str, url: str) -> None:
     """Scrape a campaign's address again and again, until it ends with its last trial."""
-    from cluster.scrape import AddressGone, looks
+    from cluster.view.scrape import AddressGone, looks
     from tuner.screen import CampaignScreen, ended_of
 
     found = looks("campaign", name, url)

@@ -1,0 +1,1 @@
+"""The sampling endpoint beside its rivals: `python -m benchmarks.endpoint`."""

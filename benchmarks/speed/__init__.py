@@ -1,0 +1,1 @@
+"""Benchmarks of `python -m benchmarks`, each a `measure` that gives its rows."""

@@ -1,0 +1,121 @@
+"""What telemetry costs, counted, as a share of a demo step and per request of the endpoint.
+
+CPU seconds of everything that telemetry does, each repeated some thousand times in this process:
+counting a step, taking in a line of the log (one of 20 steps at the demo's settings), a message to
+the driver (every 2 s, written as JSON as for Ray) and a scrape of two workers' figures (every 5 s).
+The sum is taken over the wall time of a demo step, as if all of it ran in the training process
+itself, which is so with `--workers 0` only. The endpoint's share is what one request counts, and a
+scrape every 5 s at 20 requests a second.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from aalnet.baselines import STEPS
+from aalnet.batch import ALONE
+from aalnet.settings import Settings
+from benchmarks.speed.steps import CYCLE, Contender, contender, demo
+from benchmarks.table import Result, Row
+from cluster.runs.run import Record
+from cluster.telemetry.exporter import Exporter
+from cluster.telemetry.run_export import RunExport
+from cluster.telemetry.teller import PUBLISH_S, Message, Teller
+from deploy.endpoint.metrics import Metrics
+
+SCRAPE_S = 5.0
+REQUESTS_PER_S = 20.0
+TIMES = 5000
+
+
+def measure(quick: bool) -> Result:
+    """Count all parts, and time steps."""
+    times = 50 if quick else TIMES
+    settings = demo(quick=quick)
+    steps = 2 if quick else 16
+    step_s, terms = _steps(contender(settings), steps)
+    parts = _training(settings, terms, times)
+    lines = settings.run.log_every_images / settings.data.batch_images
+    per_step_s = parts["step"] + parts["line"] / lines
+    per_step_s += step_s * (parts["message"] / PUBLISH_S + parts["scrape"] / SCRAPE_S)
+    request_s, endpoint_scrape_s = _endpoint(times)
+    request_s += endpoint_scrape_s / SCRAPE_S / REQUESTS_PER_S
+    return Result(
+        [
+            Row("telemetry / a demo step", per_step_s / step_s, bar=0.001),
+            Row("telemetry, a request of the endpoint", 1e3 * request_s, "ms", bar=1.0),
+        ],
+        [
+            f"a demo step: {1e3 * step_s:.0f} ms, median of {steps}",
+            *(f"{name}: {1e6 * seconds:.1f} us" for name, seconds in parts.items()),
+            f"endpoint: {1e6 * request_s:.1f} us a request, {1e6 * endpoint_scrape_s:.0f} a scrape",
+        ],
+    )
+
+
+def _steps(trained: Contender, count: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a step, and what one measured: on the last all penalties are due."""
+    step_s = statistics.median(trained.step(number)[0] for number in range(count))
+    state = trained.state
+    state.steps = CYCLE - 1
+    return step_s, STEPS[state.settings.model](state, state.place(trained.batches[0]), ALONE)
+
+
+def _training(settings: Settings, terms: dict[str, float], times: int) -> dict[str, float]:
+    """CPU seconds of each part, once."""
+    export = RunExport("demo", settings, "cpu", 2)
+    told: list[Message] = []
+
+    def warn(text: str) -> None:
+        raise AssertionError(text)
+
+    tellers = [Teller("demo", settings, worker, told.append, warn) for worker in (0, 1)]
+    line: Record = {"kind": "train", "images": 480, "time_s": time.time(), "lr": 5e-4,
+                    "step_s": 0.3, "data_s": 0.0, "terms": terms}  # fmt: skip
+    found = {
+        "step": _once(lambda: tellers[0].step(24, 0.3, 1e-5, 2e-3), times),
+        "line": _once(lambda: tellers[0].see(line), times),
+        "message": _once(lambda: json.dumps(_message(tellers[0], told)), times // 10),
+    }
+    for worker, teller in enumerate(tellers):
+        teller.step(24, 0.3, 1e-5, 2e-3)
+        export.take(worker, _message(teller, told))
+    registry = CollectorRegistry()
+    registry.register(Exporter("run/demo", settings.telemetry, export.read))
+    return found | {"scrape": _once(lambda: generate_latest(registry), times // 10)}
+
+
+def _message(teller: Teller, told: list[Message]) -> Message:
+    teller._tell()
+    return told.pop()
+
+
+def _endpoint(times: int) -> tuple[float, float]:
+    """CPU seconds of what a request counts, and of a scrape."""
+    metrics = Metrics()
+
+    def request() -> None:
+        for part in (metrics.queue_seconds, metrics.model_seconds, metrics.total_seconds):
+            part.observe(0.004)
+        metrics.requests.labels("/v1/samples", "200").inc()
+        metrics.queued.set(4)
+        metrics.batch_samples.observe(8)
+        metrics.batch_fill.observe(0.25)
+        metrics.samples.inc(8)
+        metrics.queued.set(0)
+
+    once_s = _once(request, times)
+    return once_s, _once(lambda: generate_latest(metrics.registry), times // 10)
+
+
+def _once(act: Callable[[], object], times: int) -> float:
+    """Mean CPU seconds of this thread."""
+    started_s = time.thread_time()
+    for _ in range(times):
+        act()
+    return (time.thread_time() - started_s) / times

@@ -1,0 +1,1 @@
+"""A run's files: whole checkpoints, the log and promotions. Starts nothing, draws nothing."""

@@ -1,0 +1,1 @@
+"""The loop and what one worker does in it. Ray stays out."""

@@ -1,0 +1,179 @@
+"""What happens besides steps: figures, sample grids, checkpoints, and the run's own records.
+
+Worker 0 does it; the others wait where they must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from aalnet.errors import AalnetError
+from aalnet.evaluation import Figures
+from aalnet.state import TrainState
+from cluster.data.pictures import png
+from cluster.runs.goodput import before_start, goodput
+from cluster.runs.log import Journal
+from cluster.runs.run import Record, Run
+from cluster.runs.saver import Saver
+from cluster.storage.store import StoreError
+from cluster.telemetry.board import Board
+from cluster.telemetry.teller import Publish, Teller
+from cluster.training.held_out import HeldOut
+from cluster.training.world import ProcessWorld
+
+Report = Callable[[int, Figures], None]  # images seen and the figures there, on every worker
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a start knows of its past, and what may be wished of it while it trains."""
+
+    at_s: float  # since the epoch
+    past: Callable[[], Record] = dict  # `cause` and `error` of the interruption before it
+    node_is_taken: Callable[[], bool] = bool  # a spot notice; asked by every worker alike
+    save_wished: threading.Event = field(default_factory=threading.Event)  # of worker 0 alone
+    publish: Publish | None = None  # takes the worker's metrics, every few seconds
+
+
+class Keeper:
+    """Keeps a run's records and checkpoints. Made, and called, by every worker alike.
+
+    Raises:
+        StoreError: the log cannot be opened.
+    """
+
+    def __init__(
+        self, run: Run, state: TrainState, world: ProcessWorld, report: Report, launch: Launch
+    ) -> None:
+        self._run, self._state, self._world, self._report = run, state, world, report
+        self._launch, self._saved_at = launch, state.images_seen
+        self._books: tuple[HeldOut, Journal, Saver] | None = None
+        self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
+        if world.rank == 0:
+            held_out = HeldOut(state.settings, state.spec, state.device)
+            journal = Journal(run, state.images_seen, self.telemetry.see)
+            saver = Saver(run, state.settings, journal)
+            self._books = held_out, journal, saver
+            if state.settings.telemetry.tensorboard:
+                self.telemetry.show_on(Board(run, state.images_seen, self._warn))
+            self.telemetry.recall(journal.kept)
+            self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
+            self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
+        self._started_s = time.perf_counter()
+
+    def start(self, warnings: list[str]) -> None:
+        """Log that the run starts, or goes on, and what was wrong with what it found."""
+        self.telemetry.start()
+        if self._books is None:
+            return
+        _, journal, _ = self._books
+        seen, at_s = self._state.images_seen, self._launch.at_s
+        before = before_start(journal.kept, journal.dropped, seen, at_s)
+        why = {"cause": "driver", **self._launch.past()}  # a new launch knows no more
+        self.log(
+            "start",
+            total_images=self._state.settings.run.images,
+            workers=self._world.size,
+            threads=torch.get_num_threads(),
+            device=str(self._state.device),
+            model=self._state.settings.model,
+            **before,
+            **(why if "recovery_s" in before else {}),
+        )
+        for text in warnings:
+            self._warn(text)
+
+    def checkpoint(self) -> None:
+        """Have the state saved in the background; measure and draw first where that is due."""
+        if not self._evaluation_due():
+            self.save({})
+            return
+        figures: Figures = {}
+        grid = b""
+        if self._books is not None:
+            held_out = self._books[0]
+            started_s = time.perf_counter()
+            figures = held_out.evaluate(self._state.ema)
+            grid = png(held_out.grid(self._state.ema))
+            seconds = time.perf_counter() - started_s
+            self.log(
+                "evaluation", **{**figures, "held_out_images": figures["images"]},
+                ema_distance=self._state.ema_distance(), seconds=seconds,
+            )  # fmt: skip
+        self.save(figures)
+        if self._books is not None:  # after the state, which is worth more
+            self._books[2].picture(f"{self._state.images_seen}.png", grid)
+            self.telemetry.picture(self._state.images_seen, grid)
+        self._world.agree(0)
+        self._report(self._state.images_seen, figures)
+
+    def _evaluation_due(self) -> bool:
+        """Is it, at this checkpoint? By position alone: alike on every worker, and when resumed."""
+        settings, seen = self._state.settings, self._state.images_seen
+        every, pace = settings.run.evaluate_every_images, settings.run.checkpoint_every_images
+        if every is None or seen >= settings.run.images:
+            return True
+        before, now = (at // pace * pace for at in (seen - settings.data.batch_images, seen))
+        return before // every < now // every
+
+    def save(self, figures: Figures) -> None:
+        """Have the state saved in the background."""
+        self._launch.save_wished.clear()
+        self._saved_at = self._state.images_seen
+        if self._books is not None:
+            self._books[2].save(self._state, figures)
+
+    def check(self) -> None:
+        """Raises what ended the background writing, if anything did."""
+        if self._books is not None:
+            self._books[2].check()
+
+    def finish(self) -> None:
+        """End well: returns when the last checkpoint is whole."""
+        if self._books is not None:
+            self._books[2].close()
+        self._end("finished")
+
+    def stop(self) -> None:
+        """End early, on request, after a last checkpoint within the grace period."""
+        if self._state.images_seen > self._saved_at:
+            self.save({})
+        if self._books is not None:
+            self._books[2].close(self._state.settings.failures.grace_s)
+        self._end("stopped")
+
+    def settle(self) -> None:
+        """What is being saved is saved still, if the storage takes it soon."""
+        if self._books is not None:
+            with contextlib.suppress(AalnetError):  # something worse is about to be told
+                self._books[2].close(self._state.settings.failures.grace_s)
+
+    def fail(self, error: str, **facts: str) -> None:
+        """End badly, and say so in the log if the storage takes it."""
+        with contextlib.suppress(StoreError):  # the error itself is raised to the driver
+            self._end("failed", error=error, **facts)
+
+    def log(self, kind: str, **facts: Any) -> None:
+        """Add a record of this moment to the log."""
+        if self._books is not None:
+            self._books[1].log({**facts, "kind": kind, "images": self._state.images_seen})
+
+    def _warn(self, text: str) -> None:
+        self.log("warning", text=text)
+
+    def _end(self, status: str, **why: str) -> None:
+        if self._books is None:
+            return
+        _, journal, _ = self._books
+        seconds = time.perf_counter() - self._started_s
+        spent = goodput(journal.records(), self._state.settings.data.batch_images)
+        facts = {"goodput": round(spent.share, 4), "seconds": spent.rounded()}
+        self.log("end", status=status, train_seconds=seconds, **facts, **why)
+        journal.close()

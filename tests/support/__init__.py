@@ -1,0 +1,1 @@
+"""What tests and benchmarks stand on: real servers, faults, small runs. Holds no test."""

@@ -1,0 +1,76 @@
+"""Small campaigns that the tests of tuner/ share, with and without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.storage.folder import FolderStore
+from cluster.storage.store import Store
+from tests.support.tiny_runs import tiny_values
+from tuner.campaign import Campaign
+from tuner.settings import CampaignSettings, parse_campaign
+from tuner.study import Cost, Job, Outcome, Study
+
+IMAGES = 32  # of a trial; evaluations at 16 and 32
+
+
+def campaign_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A campaign's file as plain data; `overrides` by dotted key."""
+    base = tiny_values(data)
+    del base["run"]["workers"]
+    values: dict[str, Any] = {
+        "base": base,
+        "budget": {"trials": 4, "images": IMAGES},
+        "sampler": {"startup_trials": 2},
+        "pruning": {"kind": "none"},
+        "repeats": {"top": 0},
+    }
+    for dotted, value in (overrides or {}).items():
+        *parents, key = dotted.split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[key] = value
+    return values
+
+
+def campaign_settings(data: Path, overrides: Mapping[str, Any] | None = None) -> CampaignSettings:
+    return parse_campaign(campaign_values(data, overrides))
+
+
+def write_campaign(path: Path, data: Path, overrides: Mapping[str, Any] | None = None) -> Path:
+    path.write_text(yaml.safe_dump(campaign_values(data, overrides)), encoding="utf-8")
+    return path
+
+
+def open_study(
+    place: Path | Store, settings: CampaignSettings, name: str = "tiny", url: str | None = None
+) -> Study:
+    """The study of a campaign, as its actor opens it at every start."""
+    store = FolderStore(place) if isinstance(place, Path) else place
+    return Study(Campaign(store, name, url), settings)
+
+
+def finished(value: float, **figures: float) -> Outcome:
+    """A run that ended well, with this kid_lite0."""
+    return Outcome("finished", {"kid_lite0": value, **figures}, Cost(1.0, IMAGES))
+
+
+def failed(reason: str) -> Outcome:
+    return Outcome("failed", reason=reason)
+
+
+def jobs(study: Study) -> Iterator[Job]:
+    """Every job that there is, one after the other: each must be ended before the next."""
+    while (job := study.next()) is not None:
+        yield job
+
+
+def told(job: Job) -> float:
+    """A made-up figure that depends on the job's settings alone."""
+    objective = job.settings["objective"]
+    return float(abs(objective["eta"] - 0.2) + objective["lambda"] / 10 + objective["K"] / 100)
