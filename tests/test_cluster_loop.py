@@ -354,7 +354,7 @@ def test_a_stopped_run_loses_no_step_and_goes_on_bit_for_bit(
 ) -> None:
     run, settings, world = run_in(tmp_path), tiny_settings(data), ProcessWorld()
     with pytest.MonkeyPatch.context() as patch:
-        before_step(patch, position, lambda: setattr(world, "stop_wished", True))
+        before_step(patch, position, lambda: setattr(world, "stop_requested", True))
         assert go(run, settings, world=world) == "stopped"
     end = run.records()[-1]
     assert end | {"kind": "end", "status": "stopped"} == end
@@ -375,7 +375,7 @@ def test_a_wish_to_stop_at_the_last_step_changes_nothing(
     run, settings = run_in(tmp_path), tiny_settings(data)
 
     def stop_at_the_end(images: int, figures: Figures) -> None:
-        world.stop_wished = bool(run.samples()) and 32 in run.samples()
+        world.stop_requested = bool(run.samples()) and 32 in run.samples()
 
     assert go(run, settings, stop_at_the_end, world) == "finished"
     assert_same_run(run, whole)
@@ -390,7 +390,7 @@ def test_a_node_that_is_taken_gets_a_checkpoint_at_every_record(data: Path, tmp_
         asked.append(len(asked) == 2)
         return asked[-1]
 
-    go(run, tiny_settings(data, changes), node_is_taken=taken)
+    go(run, tiny_settings(data, changes), node_is_draining=taken)
     assert len(asked) == 7, "once a record, but not at the last one, which saves by itself"
     assert [found.images for found in checkpoints(run)] == [12, 32]
     assert checkpoints(run)[0].manifest().figures == {}
@@ -584,7 +584,7 @@ def stopped_by_one(rank: int, run: Run, value: dict[str, Any]) -> list[Any]:
 
     settings = Settings.model_validate(value)
     with pytest.MonkeyPatch.context() as patch:
-        before_step(patch, 25, lambda: setattr(world, "stop_wished", rank == 1))
+        before_step(patch, 25, lambda: setattr(world, "stop_requested", rank == 1))
         status = train(run, settings, world, CPU, lambda images, figures: None, Launch(0.0))
     return [status, world.all_reduces]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aalnet.errors import AalnetError, ConfigError
+from cluster.launch.ray_internals import node_groups
 from cluster.launch.ray_session import QUIET, ClusterError, forwarded, ray_session
 from cluster.storage.fenced import fence_of
 from cluster.training.stop import Stop
@@ -67,12 +68,10 @@ def _nodes() -> list[Node]:
 
 def _nodes_to_come() -> list[Node]:
     """What an autoscaler would start besides, as far as it tells."""
-    from ray._private.state import state
-
-    config = state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
     alive = len(_nodes()) - 1  # without the head; they may be of any group
-    most = [_node(group.resources) for group in groups for _ in range(max(group.max_count, 0))]
+    most = [
+        _node(group.resources) for group in node_groups() for _ in range(max(group.max_count, 0))
+    ]
     return most[alive:]
 
 
@@ -89,9 +88,11 @@ def run_campaign(
         AalnetError: trials fail one after the other, the study cannot be kept, or the cluster has
             no room or failed. Trials under way save a checkpoint first.
     """
+    from cluster.launch.mailbox import mailbox_server
     from tuner.jobs import make_jobs
 
     server = _study_server(campaign, settings)
+    _mailbox = mailbox_server() if place.workers > 1 else None  # one for all nested trials
     show(_asked(server.status.remote()))
     failed: list[Exception] = []
     ended, stopping = threading.Event(), threading.Event()

@@ -25,6 +25,7 @@ import typer
 from aalnet.errors import AalnetError
 from cluster.commands.options import Address, Json, Storage
 from cluster.launch import jobs
+from cluster.launch.ray_internals import server_version
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobExists, Store
@@ -253,7 +254,7 @@ def check_cluster(address: str) -> Check:
 
 
 def _check_job_server(address: str) -> Check:
-    version = jobs.ray_version(jobs.connect(address))
+    version = server_version(jobs.connect(address))
     detail = f"{address}: takes jobs (`aalnet submit`), Ray {version}"
     if not version.startswith(f"{RAY_MINOR}."):
         return Check("cluster", "warn", detail, f"tested with {RAY_MINOR}: use the same there")

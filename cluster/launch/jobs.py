@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aalnet.errors import AalnetError, UserError
+from cluster.launch.ray_internals import uploaded_paths
 from cluster.launch.ray_session import ClusterError, forwarded
 
 if TYPE_CHECKING:
@@ -83,11 +84,6 @@ def _require_answer(address: str) -> None:
     requests.get(f"{address}/api/gcs_healthz", timeout=ANSWER_S)
 
 
-def ray_version(client: JobSubmissionClient) -> str:
-    """Of the cluster; learnt when the client was made."""
-    return str(client._server_ray_version)
-
-
 def _use_token() -> None:
     """Have Ray send the token there is. Raises UserError where one is named and cannot be read."""
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -112,18 +108,10 @@ def upload_bytes(folder: Path) -> int:
     Raises:
         UserError: more than the job server takes; names the largest parts.
     """
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
     parts: Counter[str] = Counter()
-
-    def count(path: Path) -> None:
+    for path in uploaded_paths(folder):
         if path.is_file():
-            within = path.relative_to(folder).parts
-            parts["/".join(within[:2])] += path.stat().st_size
-
-    by_default = _get_excludes(folder, get_runtime_env_default_excludes())
-    _dir_travel(folder, [by_default], count, include_gitignore=True)
+            parts["/".join(path.relative_to(folder).parts[:2])] += path.stat().st_size
     if (total := parts.total()) > LIMIT_BYTES:
         largest = ", ".join(f"{name} ({size / MIB:.0f} MiB)" for name, size in parts.most_common(3))
         raise UserError(

@@ -29,7 +29,7 @@ from cluster.storage.fenced import fence_of
 from cluster.storage.store import StoreError
 from cluster.telemetry.run_export import exported
 from cluster.training.loop import train
-from cluster.training.policy import Cause, Streak, newest_images
+from cluster.training.policy import FailureCause, FailureStreak, newest_images
 from cluster.training.recorder import Launch, Report
 from cluster.training.stop import Stop
 from cluster.training.world import ProcessWorld
@@ -37,7 +37,7 @@ from cluster.training.world import ProcessWorld
 if TYPE_CHECKING:
     from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-    from cluster.launch.survival import Mail
+    from cluster.launch.mailbox import Mailbox
 
 RESIZE_EVERY_S = 8.0  # an elastic run looks so often whether there are more machines
 TEARDOWN_S = 10.0  # for Ray to end its processes, after the grace period
@@ -118,47 +118,54 @@ def train_with_ray(run: Run, settings: Settings, placement: Placement, stop: Sto
     Raises:
         AalnetError: what a worker raised, or ClusterError for a failure of the machinery.
     """
-    from cluster.launch.survival import Mail
+    from cluster.launch.mailbox import Mailbox, mailbox_server
 
-    mail = Mail(uuid.uuid4().hex)
-    with exported(run.name, settings, placement.device, placement.workers, mail.figures):
-        return _survive(run, settings, placement, mail, stop)
+    _server = mailbox_server()  # lives while it is held
+    mailbox = Mailbox(uuid.uuid4().hex)
+    metrics = mailbox.worker_metrics
+    with exported(run.name, settings, placement.device, placement.workers, metrics):
+        return _survive(run, settings, placement, mailbox, stop)
 
 
-def _survive(run: Run, settings: Settings, placement: Placement, mail: Mail, stop: Stop) -> str:
+def _survive(
+    run: Run, settings: Settings, placement: Placement, mailbox: Mailbox, stop: Stop
+) -> str:
+    """Train, and again where Ray Train's controller has died: nothing else retries that."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
-    from cluster.launch.survival import message_of, own_error
+    from cluster.launch.failures import message_of, project_error
 
-    streak = Streak(settings.failures)
+    streak = FailureStreak(settings.failures)
     while True:
         try:
-            return _attempt(run, settings, placement, mail, stop)
+            return _attempt(run, settings, placement, mailbox, stop)
         except TrainingFailedError as error:
-            ours = own_error(error)
+            ours = project_error(error)
             reason = message_of(error)
-        except RayError as error:  # Ray Train's controller died, and its workers with it
+        except RayError as error:  # the controller died, and its workers with it
             ours, reason = None, f"the controller died: {message_of(error)}"
-            decision = streak.failed(Cause.CRASH, newest_images(run))
+            decision = streak.failed(FailureCause.CRASH, newest_images(run))
             if decision.retry and stop.by is None:
-                mail.release_group()
-                mail.tell_failure(Cause.CRASH, f"{reason} ({decision.reason})")
+                mailbox.remove_placement_group()
+                mailbox.report_failure(FailureCause.CRASH, f"{reason} ({decision.reason})")
                 continue
-        told = f"training stopped: {reason}; the same command goes on from the last checkpoint"
-        ours = ours or ClusterError(told)
+        advice = f"training stopped: {reason}; the same command goes on from the last checkpoint"
+        ours = ours or ClusterError(advice)
         with contextlib.suppress(StoreError):  # worker 0 may have died before it could say so
             run.close_log("failed", str(ours))
         raise ours
 
 
-def _attempt(run: Run, settings: Settings, placement: Placement, mail: Mail, stop: Stop) -> str:
+def _attempt(
+    run: Run, settings: Settings, placement: Placement, mailbox: Mailbox, stop: Stop
+) -> str:
     with tempfile.TemporaryDirectory(prefix="aalnet-ray-", ignore_cleanup_errors=True) as folder:
-        trainer = _trainer(run, settings, placement, mail.launch, folder)
+        trainer = _trainer(run, settings, placement, mailbox.launch, folder)
         fitting: Future[str] = Future()
         # Not in the main thread: there Ray would put a handler of its own in place of ours.
         threading.Thread(target=_fit, args=(trainer, fitting), name="fit", daemon=True).start()
-        return _wait(fitting, mail.ask_to_stop, settings.failures.grace_s, stop)
+        return _wait(fitting, mailbox.request_stop, settings.failures.grace_s, stop)
 
 
 def _fit(trainer: TorchTrainer, fitting: Future[str]) -> None:
@@ -169,16 +176,18 @@ def _fit(trainer: TorchTrainer, fitting: Future[str]) -> None:
         fitting.set_exception(error)
 
 
-def _wait(fitting: Future[str], ask_to_stop: Callable[[], None], grace_s: float, stop: Stop) -> str:
+def _wait(
+    fitting: Future[str], request_stop: Callable[[], None], grace_s: float, stop: Stop
+) -> str:
     """The status that training ends with. A stop that takes too long is an error."""
-    asked = threading.Event()
-    stop.ask(asked.set)
+    stopping = threading.Event()
+    stop.ask(stopping.set)
     end_s = math.inf
     try:
         while not fitting.done() and time.monotonic() < end_s:
-            if asked.is_set() and end_s == math.inf:
-                ask_to_stop()
-                end_s = time.monotonic() + grace_s + TEARDOWN_S
+            if stopping.is_set():
+                request_stop()  # again and again: workers that start meanwhile hear of it too
+                end_s = min(end_s, time.monotonic() + grace_s + TEARDOWN_S)
             with contextlib.suppress(TimeoutError):
                 fitting.exception(timeout=POLL_S)
     finally:
@@ -241,11 +250,7 @@ def train_here(
     world = ProcessWorld()
     if settings.run.threads != "auto":
         torch.set_num_threads(settings.run.threads)
-
-    def ask() -> None:
-        world.stop_wished = True
-
-    stop.ask(ask)
+    stop.ask(world.request_stop)
     try:
         with exported(run.name, settings, placement.device, 1) as export:
             publish = None if settings.telemetry.port == 0 else partial(export.take, 0)

@@ -15,7 +15,8 @@ import torch
 
 from aalnet.evaluation import Figures
 from aalnet.settings import parse_settings
-from cluster.launch.survival import Mail
+from cluster.background import in_background
+from cluster.launch.mailbox import Mailbox
 from cluster.runs.run import Run
 from cluster.storage.fenced import fenced
 from cluster.storage.location import open_store
@@ -28,19 +29,18 @@ def work(config: dict[str, Any]) -> str:
     """Entry point of every worker; `config` is plain data made by the launcher."""
     with contextlib.suppress(FileNotFoundError):
         os.chdir(config["working_folder"])  # so that relative data paths mean the same here
-    context = ray.train.get_context()
     run = Run(fenced(open_store(config["storage"]), config["fence"]), config["run"])
     settings = parse_settings(config["settings"])
-    threads = settings.run.threads
-    workers_here = context.get_local_world_size()
+    threads, workers_here = settings.run.threads, ray.train.get_context().get_local_world_size()
     torch.set_num_threads(threads_per_worker(workers_here) if threads == "auto" else threads)
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
-    mail, world = Mail(config["launch"]), current_world()
-    save = threading.Event()
-    publish = partial(mail.tell_figures, world.rank) if settings.telemetry.port != 0 else None
-    launch = Launch(config["launched_at_s"], mail.past, _node_is_taken, save, publish)
-    with _listening(mail, world, save):
+    mailbox, world = Mailbox(config["launch"]), current_world()
+    publish = partial(mailbox.publish_metrics, world.rank) if settings.telemetry.port != 0 else None
+    launch = Launch(
+        config["launched_at_s"], mailbox.restart_reason, _node_is_draining, publish=publish
+    )
+    with _listening(mailbox, world, launch.save_requested):
         return train(run, settings, world, device, _report, launch)
 
 
@@ -50,23 +50,17 @@ def threads_per_worker(workers_here: int) -> int:
 
 
 @contextlib.contextmanager
-def _listening(mail: Mail, world: ProcessWorld, save: threading.Event) -> Iterator[None]:
+def _listening(
+    mailbox: Mailbox, world: ProcessWorld, save_requested: threading.Event
+) -> Iterator[None]:
     """Worker 0 listens: it saves alone, and the others learn of a stop with the sums."""
-    done = threading.Event()
-
-    def stop() -> None:
-        world.stop_wished = True
-
-    thread = threading.Thread(
-        target=mail.listen, args=(stop, save.set, done), name="mail", daemon=True
-    )
-    if world.rank == 0:
-        mail.tell_group()
-        thread.start()
-    try:
+    if world.rank != 0:
         yield
-    finally:
-        done.set()
+        return
+    mailbox.report_placement_group()
+    listen = partial(mailbox.listen, world.request_stop, save_requested.set)
+    with in_background(listen, "mailbox"):
+        yield
 
 
 def _report(images: int, figures: Figures) -> None:
@@ -74,6 +68,6 @@ def _report(images: int, figures: Figures) -> None:
     ray.train.report({**figures, "images_seen": images})
 
 
-def _node_is_taken() -> bool:
+def _node_is_draining() -> bool:
     """Is a worker's node about to be taken away? A barrier: every worker must ask."""
     return ray.train.get_preemption_info() is not None

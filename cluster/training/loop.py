@@ -21,7 +21,7 @@ from cluster.data.reader import read_batches
 from cluster.runs.checkpoint import Checkpoint, checkpoints, newest_whole, restore
 from cluster.runs.run import Run
 from cluster.telemetry.meter import Meter
-from cluster.training.recorder import Keeper, Launch, Report
+from cluster.training.recorder import Launch, Recorder, Report
 from cluster.training.world import ProcessWorld
 
 
@@ -46,45 +46,44 @@ def train(
     pairs.preload()
     state = TrainState(settings, pairs.spec, device)
     warnings = _resume(run, state, world)
-    keeper = Keeper(run, state, world, report, launch)
-    keeper.start(warnings)
+    recorder = Recorder(run, state, world, report, launch)
+    recorder.start(warnings)
     try:
-        if _steps(state, pairs, world, keeper, launch):
-            keeper.finish()
+        if _steps(state, pairs, world, recorder, launch):
+            recorder.finish()
             return "finished"
-        keeper.stop()
+        recorder.stop()
         return "stopped"
     except NonFiniteError as error:
-        keeper.settle()
-        found = checkpoints(run)
-        newest = found[-1].images if found else 0
-        told = f"{error}. Last whole checkpoint of `{run.name}`: {newest:,} images"
-        keeper.fail(told, cause="non_finite")
-        raise NonFiniteError(told) from error
+        recorder.flush()
+        newest = max((checkpoint.images for checkpoint in checkpoints(run)), default=0)
+        message = f"{error}. Last whole checkpoint of `{run.name}`: {newest:,} images"
+        recorder.fail(message, cause="non_finite")
+        raise NonFiniteError(message) from error
     except AalnetError as error:
-        keeper.settle()
-        keeper.fail(str(error))
+        recorder.flush()
+        recorder.fail(str(error))
         raise
     finally:
-        keeper.telemetry.close()
+        recorder.telemetry.close()
 
 
 def _steps(
-    state: TrainState, pairs: Pairs, world: ProcessWorld, keeper: Keeper, launch: Launch
+    state: TrainState, pairs: Pairs, world: ProcessWorld, recorder: Recorder, launch: Launch
 ) -> bool:
     """Step to the end: True. False: a worker was asked to stop."""
     settings, size = state.settings, state.settings.data.batch_images
     step, meter = STEPS[settings.model], Meter(settings.run.images)
-    asked_s = time.perf_counter()
+    wait_started_s = time.perf_counter()
     reading = read_batches(pairs, settings, state.images_seen, world.rank, world.size)
     with closing(reading) as batches:
         for batch in batches:
             started_s = time.perf_counter()
             terms = step(state, state.place(batch), world)
             done_s = time.perf_counter()
-            meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - asked_s)
+            meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - wait_started_s)
             sums_s = world.take_sums_s()
-            keeper.telemetry.step(size, done_s - started_s, started_s - asked_s, sums_s)
+            recorder.telemetry.step(size, done_s - started_s, started_s - wait_started_s, sums_s)
             last = state.images_seen >= settings.run.images
             saves = last or _crossed(state, settings.run.checkpoint_every_images)
             stops = world.stopping and not last
@@ -92,15 +91,15 @@ def _steps(
             logs = saves or stops or _crossed(state, settings.run.log_every_images)
             if logs:
                 lr = learning_rate(settings.optimizer, settings.run, state.images_seen)
-                keeper.log(**meter.record(state.images_seen, state.steps, lr))
+                recorder.log(**meter.record(state.images_seen, state.steps, lr))
             if saves:
-                keeper.checkpoint()
-            elif (logs and launch.node_is_taken()) or launch.save_wished.is_set():
-                keeper.save({})
-            keeper.check()
+                recorder.checkpoint()
+            elif (logs and launch.node_is_draining()) or launch.save_requested.is_set():
+                recorder.save({})
+            recorder.check()
             if stops:
                 return False
-            asked_s = time.perf_counter()
+            wait_started_s = time.perf_counter()
     return True
 
 
@@ -113,11 +112,11 @@ def _crossed(state: TrainState, every_images: int) -> bool:
 def _resume(run: Run, state: TrainState, world: ProcessWorld) -> list[str]:
     """Go on from the newest whole checkpoint, the one that worker 0 finds; gives warnings."""
     warnings: list[str] = []
-    newest = 0
+    images = 0
     if world.rank == 0:
-        found = newest_whole(run, lambda candidate: restore(state, candidate), warnings.append)
-        newest = found[0].images if found else 0
-    newest = world.agree(newest)
-    if world.rank != 0 and newest:
-        restore(state, Checkpoint(run, newest))
+        newest = newest_whole(run, lambda candidate: restore(state, candidate), warnings.append)
+        images = newest[0].images if newest else 0
+    images = world.agree(images)
+    if world.rank != 0 and images:
+        restore(state, Checkpoint(run, images))
     return warnings

@@ -17,7 +17,7 @@ from cluster.runs.saver import StorePatienceSpent
 from cluster.storage.store import StoreError, StoreUnavailable
 
 
-class Cause(StrEnum):
+class FailureCause(StrEnum):
     """Why training was interrupted."""
 
     PREEMPTION = "preemption"  # the node was taken away, with or without notice
@@ -31,7 +31,9 @@ class Cause(StrEnum):
     GIVEN_UP = "given_up"  # the storage failed for longer than the settings allow
 
 
-FINAL = frozenset({Cause.NON_FINITE, Cause.MISTAKE, Cause.BUG, Cause.GIVEN_UP})
+FINAL = frozenset(
+    {FailureCause.NON_FINITE, FailureCause.MISTAKE, FailureCause.BUG, FailureCause.GIVEN_UP}
+)
 
 
 @dataclass(frozen=True)
@@ -42,40 +44,40 @@ class Decision:
     reason: str
 
 
-def decide(cause: Cause, spent: int, settings: FailureSettings) -> Decision:
-    """Retry or not. `spent`: counted failures in a row with no new checkpoint, this one too."""
+def decide(cause: FailureCause, failures: int, settings: FailureSettings) -> Decision:
+    """Retry or not. `failures`: those that count in a row with no new checkpoint, this one too."""
     if cause in FINAL:
         return Decision(False, f"{cause} is not retried: it would fail in the same way again")
     if not counts(cause, settings):
         return Decision(True, f"{cause} does not count")
-    if spent > settings.budget:
+    if failures > settings.budget:
         return Decision(
             False,
-            f"{spent} failures in a row with no new checkpoint between them, failures.budget is "
+            f"{failures} failures in a row with no new checkpoint between them, failures.budget is "
             f"{settings.budget}",
         )
-    return Decision(True, f"{cause}, {spent} of {settings.budget} in a row")
+    return Decision(True, f"{cause}, {failures} of {settings.budget} in a row")
 
 
-def counts(cause: Cause, settings: FailureSettings) -> bool:
+def counts(cause: FailureCause, settings: FailureSettings) -> bool:
     """Does a failure of this cause use up the budget?"""
     return cause in settings.counted
 
 
-class Streak:
+class FailureStreak:
     """Failures in a row: a new checkpoint starts the count anew."""
 
     def __init__(self, settings: FailureSettings) -> None:
         self._settings = settings
         self._reached = -1
-        self._spent = 0
+        self._failures = 0
 
-    def failed(self, cause: Cause, newest_images: int | None) -> Decision:
+    def failed(self, cause: FailureCause, newest_images: int | None) -> Decision:
         """Retry or not, with the newest checkpoint there is now; None: nobody can tell."""
         if newest_images is not None and newest_images > self._reached:
-            self._reached, self._spent = newest_images, 0
-        self._spent += counts(cause, self._settings)
-        return decide(cause, self._spent, self._settings)
+            self._reached, self._failures = newest_images, 0
+        self._failures += counts(cause, self._settings)
+        return decide(cause, self._failures, self._settings)
 
 
 def newest_images(run: Run) -> int | None:
@@ -86,14 +88,14 @@ def newest_images(run: Run) -> int | None:
         return None
 
 
-def cause_of_own(error: AalnetError) -> Cause:
-    """The cause behind an error of ours."""
+def cause_of_project_error(error: AalnetError) -> FailureCause:
+    """The cause behind an error of the project's own."""
     if isinstance(error, NonFiniteError):
-        return Cause.NON_FINITE
+        return FailureCause.NON_FINITE
     if isinstance(error, StorePatienceSpent):
-        return Cause.GIVEN_UP
+        return FailureCause.GIVEN_UP
     if isinstance(error, CheckpointTaken):  # the other writer's checkpoint is there to go on from
-        return Cause.CRASH
+        return FailureCause.CRASH
     if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
-        return Cause.STORAGE
-    return Cause.MISTAKE if isinstance(error, UserError) else Cause.BUG
+        return FailureCause.STORAGE
+    return FailureCause.MISTAKE if isinstance(error, UserError) else FailureCause.BUG

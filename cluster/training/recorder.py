@@ -33,17 +33,26 @@ Report = Callable[[int, Figures], None]  # images seen and the figures there, on
 
 @dataclass(frozen=True)
 class Launch:
-    """What a start knows of its past, and what may be wished of it while it trains."""
+    """What a start knows of the one before, and what may be requested while it trains."""
 
     at_s: float  # since the epoch
-    past: Callable[[], Record] = dict  # `cause` and `error` of the interruption before it
-    node_is_taken: Callable[[], bool] = bool  # a spot notice; asked by every worker alike
-    save_wished: threading.Event = field(default_factory=threading.Event)  # of worker 0 alone
+    restart_reason: Callable[[], Record] = dict  # `cause` and `error`; empty at a first start
+    node_is_draining: Callable[[], bool] = bool  # a spot notice; every worker must ask alike
+    save_requested: threading.Event = field(default_factory=threading.Event)  # of worker 0 alone
     publish: Publish | None = None  # takes the worker's metrics, every few seconds
 
 
-class Keeper:
-    """Keeps a run's records and checkpoints. Made, and called, by every worker alike.
+@dataclass(frozen=True)
+class Rank0:
+    """What worker 0 alone has: the held-out pairs, the run's log, and what saves its state."""
+
+    held_out: HeldOut
+    log: Journal
+    saver: Saver
+
+
+class Recorder:
+    """Writes a run's records and checkpoints. Made, and called, by every worker alike.
 
     Raises:
         StoreError: the log cannot be opened.
@@ -53,30 +62,29 @@ class Keeper:
         self, run: Run, state: TrainState, world: ProcessWorld, report: Report, launch: Launch
     ) -> None:
         self._run, self._state, self._world, self._report = run, state, world, report
-        self._launch, self._saved_at = launch, state.images_seen
-        self._books: tuple[HeldOut, Journal, Saver] | None = None
+        self._launch, self._saved_images = launch, state.images_seen
+        self._rank0: Rank0 | None = None
         self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
         if world.rank == 0:
             held_out = HeldOut(state.settings, state.spec, state.device)
-            journal = Journal(run, state.images_seen, self.telemetry.see)
-            saver = Saver(run, state.settings, journal)
-            self._books = held_out, journal, saver
+            log = Journal(run, state.images_seen, self.telemetry.see)
+            saver = Saver(run, state.settings, log)
+            self._rank0 = Rank0(held_out, log, saver)
             if state.settings.telemetry.tensorboard:
                 self.telemetry.show_on(Board(run, state.images_seen, self._warn))
-            self.telemetry.recall(journal.kept)
+            self.telemetry.recall(log.kept)
             self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
             self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
         self._started_s = time.perf_counter()
 
     def start(self, warnings: list[str]) -> None:
-        """Log that the run starts, or goes on, and what was wrong with what it found."""
+        """Log that the run starts, or goes on, with the warnings of where it resumes."""
         self.telemetry.start()
-        if self._books is None:
+        if self._rank0 is None:
             return
-        _, journal, _ = self._books
-        seen, at_s = self._state.images_seen, self._launch.at_s
-        before = before_start(journal.kept, journal.dropped, seen, at_s)
-        why = {"cause": "driver", **self._launch.past()}  # a new launch knows no more
+        log, images = self._rank0.log, self._state.images_seen
+        before = before_start(log.kept, log.dropped, images, self._launch.at_s)
+        reason = {"cause": "driver", **self._launch.restart_reason()}  # a new launch knows no more
         self.log(
             "start",
             total_images=self._state.settings.run.images,
@@ -85,7 +93,7 @@ class Keeper:
             device=str(self._state.device),
             model=self._state.settings.model,
             **before,
-            **(why if "recovery_s" in before else {}),
+            **(reason if "recovery_s" in before else {}),
         )
         for text in warnings:
             self._warn(text)
@@ -97,8 +105,8 @@ class Keeper:
             return
         figures: Figures = {}
         grid = b""
-        if self._books is not None:
-            held_out = self._books[0]
+        if self._rank0 is not None:
+            held_out = self._rank0.held_out
             started_s = time.perf_counter()
             figures = held_out.evaluate(self._state.ema)
             grid = png(held_out.grid(self._state.ema))
@@ -108,72 +116,71 @@ class Keeper:
                 ema_distance=self._state.ema_distance(), seconds=seconds,
             )  # fmt: skip
         self.save(figures)
-        if self._books is not None:  # after the state, which is worth more
-            self._books[2].picture(f"{self._state.images_seen}.png", grid)
+        if self._rank0 is not None:  # after the state, which is worth more
+            self._rank0.saver.picture(f"{self._state.images_seen}.png", grid)
             self.telemetry.picture(self._state.images_seen, grid)
         self._world.agree(0)
         self._report(self._state.images_seen, figures)
 
     def _evaluation_due(self) -> bool:
         """Is it, at this checkpoint? By position alone: alike on every worker, and when resumed."""
-        settings, seen = self._state.settings, self._state.images_seen
+        settings, images = self._state.settings, self._state.images_seen
         every, pace = settings.run.evaluate_every_images, settings.run.checkpoint_every_images
-        if every is None or seen >= settings.run.images:
+        if every is None or images >= settings.run.images:
             return True
-        before, now = (at // pace * pace for at in (seen - settings.data.batch_images, seen))
+        before, now = (at // pace * pace for at in (images - settings.data.batch_images, images))
         return before // every < now // every
 
     def save(self, figures: Figures) -> None:
         """Have the state saved in the background."""
-        self._launch.save_wished.clear()
-        self._saved_at = self._state.images_seen
-        if self._books is not None:
-            self._books[2].save(self._state, figures)
+        self._launch.save_requested.clear()
+        self._saved_images = self._state.images_seen
+        if self._rank0 is not None:
+            self._rank0.saver.save(self._state, figures)
 
     def check(self) -> None:
         """Raises what ended the background writing, if anything did."""
-        if self._books is not None:
-            self._books[2].check()
+        if self._rank0 is not None:
+            self._rank0.saver.check()
 
     def finish(self) -> None:
         """End well: returns when the last checkpoint is whole."""
-        if self._books is not None:
-            self._books[2].close()
+        if self._rank0 is not None:
+            self._rank0.saver.close()
         self._end("finished")
 
     def stop(self) -> None:
         """End early, on request, after a last checkpoint within the grace period."""
-        if self._state.images_seen > self._saved_at:
+        if self._state.images_seen > self._saved_images:
             self.save({})
-        if self._books is not None:
-            self._books[2].close(self._state.settings.failures.grace_s)
+        if self._rank0 is not None:
+            self._rank0.saver.close(self._state.settings.failures.grace_s)
         self._end("stopped")
 
-    def settle(self) -> None:
-        """What is being saved is saved still, if the storage takes it soon."""
-        if self._books is not None:
-            with contextlib.suppress(AalnetError):  # something worse is about to be told
-                self._books[2].close(self._state.settings.failures.grace_s)
+    def flush(self) -> None:
+        """Wait for what is being saved, within the grace period."""
+        if self._rank0 is not None:
+            with contextlib.suppress(AalnetError):  # something worse is about to be raised
+                self._rank0.saver.close(self._state.settings.failures.grace_s)
 
     def fail(self, error: str, **facts: str) -> None:
-        """End badly, and say so in the log if the storage takes it."""
+        """End with an error, and log it if the storage takes it."""
         with contextlib.suppress(StoreError):  # the error itself is raised to the driver
             self._end("failed", error=error, **facts)
 
     def log(self, kind: str, **facts: Any) -> None:
         """Add a record of this moment to the log."""
-        if self._books is not None:
-            self._books[1].log({**facts, "kind": kind, "images": self._state.images_seen})
+        if self._rank0 is not None:
+            self._rank0.log.log({**facts, "kind": kind, "images": self._state.images_seen})
 
     def _warn(self, text: str) -> None:
         self.log("warning", text=text)
 
-    def _end(self, status: str, **why: str) -> None:
-        if self._books is None:
+    def _end(self, status: str, **reason: str) -> None:
+        if self._rank0 is None:
             return
-        _, journal, _ = self._books
         seconds = time.perf_counter() - self._started_s
-        spent = goodput(journal.records(), self._state.settings.data.batch_images)
-        facts = {"goodput": round(spent.share, 4), "seconds": spent.rounded()}
-        self.log("end", status=status, train_seconds=seconds, **facts, **why)
-        journal.close()
+        time_use = goodput(self._rank0.log.records(), self._state.settings.data.batch_images)
+        facts = {"goodput": round(time_use.share, 4), "seconds": time_use.rounded()}
+        self.log("end", status=status, train_seconds=seconds, **facts, **reason)
+        self._rank0.log.close()
