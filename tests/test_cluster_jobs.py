@@ -154,7 +154,7 @@ class Impostor(BaseHTTPRequestHandler):
 )
 def test_no_job_server(address: str) -> None:
     with pytest.raises(AalnetError, match=r"127\.0\.0\.1|a\.invalid") as caught:
-        jobs.connect(address)
+        jobs.job_client(address)
     assert "\n" not in str(caught.value)
 
 
@@ -165,7 +165,7 @@ def test_another_server_is_no_job_server(answer: bytes) -> None:
     thread.start()
     try:
         with pytest.raises(ClusterError, match="is no Ray job server"):
-            jobs.connect(f"http://127.0.0.1:{server.server_port}")
+            jobs.job_client(f"http://127.0.0.1:{server.server_port}")
     finally:
         server.shutdown()
         thread.join()

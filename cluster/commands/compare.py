@@ -16,7 +16,7 @@ from aalnet.evaluation import Figures
 from aalnet.sampling import best_device, grid
 from aalnet.settings import Settings, load_settings
 from cluster.commands.evaluate import evaluate_checkpoint
-from cluster.commands.options import Address, Json, Set, Storage
+from cluster.commands.options import Address, Json, Set, Storage, with_workers
 from cluster.commands.train import train_run
 from cluster.data.pictures import png
 from cluster.runs.checkpoint import Checkpoint, find_checkpoint, load_generator
@@ -28,7 +28,7 @@ from cluster.view.progress import number
 
 app = typer.Typer(add_completion=False)
 KNOWN = ("aalnet", "gan", "vae")
-SHOWN_SAMPLES = 4  # of each model, in the picture
+SAMPLES = 4  # of each model, in the picture
 
 
 @app.command()
@@ -50,20 +50,20 @@ def compare(
     A model that is trained already is not trained again. The table and the picture go to
     <storage>/comparisons/NAME.
     """
-    asked = [*(overrides or []), *([f"run.workers={workers}"] if workers is not None else [])]
-    wanted = models_of(models)
+    names, changes = models_of(models), with_workers(overrides, workers)
     store, name = open_store(storage), Path(config).stem if run is None else run
-    settings = {model: load_settings(config, [*asked, f"model={model}"]) for model in wanted}
-    for model in wanted:
+    settings = {model: load_settings(config, [*changes, f"model={model}"]) for model in names}
+    for model in names:
         print(f"== {model} ==")
         train_run(Run(store, f"{name}-{model}"), settings[model], address)
-    found = {model: find_checkpoint(store, f"{name}-{model}") for model in wanted}
+    newest = {model: find_checkpoint(store, f"{name}-{model}") for model in names}
     figures = {
-        model: {**evaluate_checkpoint(found[model]), **cost(found[model])} for model in wanted
+        model: {**evaluate_checkpoint(checkpoint), **cost(checkpoint)}
+        for model, checkpoint in newest.items()
     }
     prefix = f"comparisons/{name}"
     store.write(f"{prefix}/comparison.json", json.dumps(figures, indent=1).encode())
-    store.write(f"{prefix}/comparison.png", picture(found, settings[wanted[0]]))
+    store.write(f"{prefix}/comparison.png", picture(newest, settings[names[0]]))
     if as_json:
         print(json.dumps(figures))
         return
@@ -80,11 +80,11 @@ def models_of(text: str) -> list[str]:
     return names
 
 
-def cost(found: Checkpoint) -> dict[str, float | int]:
+def cost(checkpoint: Checkpoint) -> dict[str, float | int]:
     """What a run's training took, over all its starts."""
-    ended = [record for record in found.run.records() if record["kind"] == "end"]
-    seconds = sum(float(record["train_seconds"]) for record in ended)
-    return {"images_seen": found.images, "train_seconds": round(seconds, 1)}
+    ends = [record for record in checkpoint.run.records() if record["kind"] == "end"]
+    seconds = sum(float(record["train_seconds"]) for record in ends)
+    return {"images_seen": checkpoint.images, "train_seconds": round(seconds, 1)}
 
 
 def table(name: str, figures: dict[str, Figures]) -> Table:
@@ -104,18 +104,18 @@ def table(name: str, figures: dict[str, Figures]) -> Table:
     return result
 
 
-def picture(found: dict[str, Checkpoint], settings: Settings) -> bytes:
+def picture(checkpoints: dict[str, Checkpoint], settings: Settings) -> bytes:
     """Condition, target, and a few samples of every model in one row."""
     device = best_device()
     heads = ["condition", "target"]
     rows: list[list[torch.Tensor]] = []
     held_out: HeldOut | None = None
-    for model, checkpoint in found.items():
+    for model, checkpoint in checkpoints.items():
         generator, _ = load_generator(checkpoint, device)
         if held_out is None:
             held_out = HeldOut(settings, checkpoint.manifest().spec, device)
-        drawn = held_out.grid_rows(generator, SHOWN_SAMPLES)
-        rows = rows or [row[:2] for row in drawn]
-        rows = [before + row[2:] for before, row in zip(rows, drawn, strict=True)]
-        heads += [model, *[""] * (SHOWN_SAMPLES - 1)]
+        model_rows = held_out.grid_rows(generator, SAMPLES)
+        rows = rows or [row[:2] for row in model_rows]
+        rows = [before + row[2:] for before, row in zip(rows, model_rows, strict=True)]
+        heads += [model, *[""] * (SAMPLES - 1)]
     return png(grid(rows, heads))

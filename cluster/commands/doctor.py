@@ -62,7 +62,7 @@ def checks(storage: str, address: str | None) -> Iterator[Check]:
         "torchvision": check_torchvision,
         "machine": check_machine,
         "features": check_features,
-        "data": check_data,
+        "data": check_demo_data,
         "ray": check_ray,
         "storage": lambda: check_storage(storage),
         "disk": lambda: check_disk(storage),
@@ -143,12 +143,12 @@ def check_features() -> Check:
     return Check("features", "ok", f"weights of {name}")
 
 
-def check_data() -> Check:
+def check_demo_data() -> Check:
     """The embedded data set, from this folder or from the repository."""
     import pyarrow.parquet
 
-    found = [root / DATA for root in (Path(), Path(__file__).resolve().parents[2])]
-    folder = next((path for path in found if path.is_dir()), None)
+    folders = [root / DATA for root in (Path(), Path(__file__).resolve().parents[2])]
+    folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
         return Check("data", "fail", f"{DATA} does not exist", "run from the repository's folder")
     rows = [
@@ -156,7 +156,7 @@ def check_data() -> Check:
         for part in ("train", "test")
     ]
     detail = f"{folder}: {rows[0]:,} pairs to train on, {rows[1]:,} held out"
-    if folder == found[0]:
+    if folder == folders[0]:
         return Check("data", "ok", detail)
     return Check("data", "warn", detail, "configs name it from the repository's folder; run there")
 
@@ -248,13 +248,14 @@ def check_cluster(address: str) -> Check:
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         return Check("cluster", "fail", f"{address}: {reason}", remedy)
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    detail = f"{address}: {found.get('CPU', 0):g} CPUs, {found.get('GPU', 0):g} GPUs"
+    resources = json.loads(done.stdout.strip().splitlines()[-1])
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    detail = f"{address}: {cpus:g} CPUs, {gpus:g} GPUs"
     return Check("cluster", "ok", detail)
 
 
 def _check_job_server(address: str) -> Check:
-    version = server_version(jobs.connect(address))
+    version = server_version(jobs.job_client(address))
     detail = f"{address}: takes jobs (`aalnet submit`), Ray {version}"
     if not version.startswith(f"{RAY_MINOR}."):
         return Check("cluster", "warn", detail, f"tested with {RAY_MINOR}: use the same there")

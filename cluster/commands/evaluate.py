@@ -37,15 +37,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a checkpoint on held-out pairs, beside returning the condition."""
-    found = find_checkpoint(open_store(storage), model)
-    figures = evaluate_checkpoint(found, data=data, k=k, features=features)
+    checkpoint = find_checkpoint(open_store(storage), model)
+    figures = evaluate_checkpoint(checkpoint, data=data, k=k, features=features)
     if as_json:
         # An infinite PSNR (all images exact) has no place in JSON.
         finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        print(json.dumps({"run": found.run.name, "images_seen": found.images, **finite}))
+        print(json.dumps({"run": checkpoint.run.name, "images_seen": checkpoint.images, **finite}))
         return
     count = f"{figures['images']:,} held-out pairs, k = {figures['k']}"
-    table = Table(title=f"{found.run.name} at {found.images:,} images: {count}")
+    table = Table(title=f"{checkpoint.run.name} at {checkpoint.images:,} images: {count}")
     for head in ("figure", "model", "the condition", ""):
         table.add_column(head, justify="left" if head in ("figure", "") else "right")
     for figure in figures_of(figures):
@@ -56,16 +56,20 @@ def evaluate(
 
 
 def evaluate_checkpoint(
-    found: Checkpoint, *, data: str | None = None, k: int | None = None, features: str | None = None
+    checkpoint: Checkpoint,
+    *,
+    data: str | None = None,
+    k: int | None = None,
+    features: str | None = None,
 ) -> Figures:
     """All figures of a checkpoint, on its own held-out pairs or others."""
     device = best_device()
-    manifest = found.manifest()
+    manifest = checkpoint.manifest()
     values = copy.deepcopy(dict(manifest.settings))
     if data is not None:
         values["data"]["test"] = data
     if features is not None:
         values["evaluation"]["features"] = features
-    generator, _ = load_generator(found, device)
+    generator, _ = load_generator(checkpoint, device)
     held_out = HeldOut(parse_settings(values), manifest.spec, device)
     return held_out.evaluate(generator, k)

@@ -23,3 +23,8 @@ Address = Annotated[
     typer.Option(help="join a running Ray cluster", envvar="RAY_ADDRESS", metavar="ADDRESS"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+
+
+def with_workers(overrides: list[str] | None, workers: str | None) -> list[str]:
+    """The `--set` values of a command, `--workers` among them."""
+    return [*(overrides or []), *([] if workers is None else [f"run.workers={workers}"])]

@@ -32,8 +32,8 @@ def promote(
     """
     store = open_store(storage)
     if not model:
-        known = ", ".join(promotions.list_models(store)) or "none yet"
-        raise ConfigError(f"--model NAME is missing; models in {store.uri}: {known}")
+        models = ", ".join(promotions.list_models(store)) or "none yet"
+        raise ConfigError(f"--model NAME is missing; models in {store.uri}: {models}")
     if roll_back == (checkpoint is not None):
         raise ConfigError("give either RUN[@IMAGES] or --roll-back")
     if checkpoint is None:

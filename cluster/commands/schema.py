@@ -21,11 +21,11 @@ def schema(
     For an editor, save it beside the file and name it in the file's first line:
     `# yaml-language-server: $schema=settings.schema.json`.
     """
-    found = settings_schema()
-    print(markdown_of(found) if markdown else json.dumps(found, indent=2))
+    every = settings_schema()
+    print(markdown_of(every) if markdown else json.dumps(every, indent=2))
 
 
-def markdown_of(found: dict[str, Any]) -> str:
+def markdown_of(schema: dict[str, Any]) -> str:
     """docs/settings.md: one table per section, one row per setting."""
     lines = [
         "# Settings",
@@ -33,20 +33,23 @@ def markdown_of(found: dict[str, Any]) -> str:
         "Made by `aalnet schema --markdown`. Every setting of a YAML file, with its default; any",
         "can be overridden by `--set section.key=value`. An unknown key is an error.",
         "",
-        f"`model`: {_choices(found['properties']['model'])}, default `{Settings().model}`.",
+        f"`model`: {_choices(schema['properties']['model'])}, default `{Settings().model}`.",
     ]
     defaults = Settings().to_dict()
     for section, values in defaults.items():
         if not isinstance(values, dict):
             continue
-        definition = found["$defs"][found["properties"][section]["$ref"].rpartition("/")[2]]
+        definition = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]
         lines += ["", f"## {section}", "", definition["description"], ""]
         lines += ["| setting | default | takes | meaning |", "|---|---|---|---|"]
         for key, default in values.items():
             field = definition["properties"][key]
             meaning = field.get("description", "")
-            shown = "from the preset" if default is None and section == "network" else default
-            lines.append(f"| `{section}.{key}` | {_text(shown)} | {_choices(field)} | {meaning} |")
+            if default is None and section == "network":
+                default = "from the preset"
+            lines.append(
+                f"| `{section}.{key}` | {_text(default)} | {_choices(field)} | {meaning} |"
+            )
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,50 +15,57 @@ from aalnet.settings import load_settings
 from cluster.launch import jobs
 
 VERBS = ("train", "tune", "evaluate", "compare")
-# What reads a command's file here, so that a typing error costs no node. A campaign's file is for
-# tuner to read: tuner/commands/submit.py adds it.
-READERS: dict[str, Callable[[str, list[str]], object]] = {
-    "train": load_settings,
-    "compare": load_settings,
-}
 INTERRUPTED = 130
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Reader = Callable[[str, list[str]], object]  # a file's path and its `--set` values
+# What reads a command's file here, so that a typing error costs no node.
+READERS: Mapping[str, Reader] = {"train": load_settings, "compare": load_settings}
 
 
-@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
-def submit(
-    command: Annotated[
-        list[str], typer.Argument(help=f"{', '.join(VERBS)}, and its arguments", metavar="COMMAND")
-    ],
-    address: Annotated[
-        str, typer.Option(help="the cluster's dashboard", envvar="RAY_API_SERVER_ADDRESS")
-    ] = "http://127.0.0.1:8265",
-    name: Annotated[
-        str | None, typer.Option(help="of the job; default: made up", metavar="JOB")
-    ] = None,
-    working_dir: Annotated[Path, typer.Option(help="the folder that is uploaded")] = Path(),
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="return once it is taken")] = False,
+def submit_app(readers: Mapping[str, Reader]) -> typer.Typer:
+    """The command. `readers` read the files of commands that are not cluster's: a campaign's."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @app.command(
+        context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True}
+    )
+    def submit(
+        command: Annotated[
+            list[str],
+            typer.Argument(help=f"{', '.join(VERBS)}, and its arguments", metavar="COMMAND"),
+        ],
+        address: Annotated[
+            str, typer.Option(help="the cluster's dashboard", envvar="RAY_API_SERVER_ADDRESS")
+        ] = "http://127.0.0.1:8265",
+        name: Annotated[
+            str | None, typer.Option(help="of the job; default: made up", metavar="JOB")
+        ] = None,
+        working_dir: Annotated[Path, typer.Option(help="the folder that is uploaded")] = Path(),
+        no_wait: Annotated[bool, typer.Option("--no-wait", help="return once it is taken")] = False,
+    ) -> None:
+        """Run a command on a cluster as a Ray job; ends with the job's own exit code.
+
+        `aalnet submit train configs/demo.yaml --storage s3://bucket/prefix`. The AWS_, AALNET_,
+        GLOO_ and NCCL_ variables of this shell go along. Ctrl-C asks whether the job shall stop.
+        """
+        folder = working_dir.expanduser().resolve()
+        check_command(command, folder, {**READERS, **readers})
+        client = jobs.job_client(address)
+        size_mib = jobs.upload_bytes(folder) / jobs.MIB
+        print(f"     cluster  {client.get_address()}\n      upload  {folder}, {size_mib:.1f} MiB")
+        job = jobs.submit_job(client, command, folder, name)
+        print(f"         job  {job}", flush=True)
+        if no_wait:
+            print(f"follow it: ray job logs --follow {job}; stop it: ray job stop {job}")
+            return
+        raise typer.Exit(follow_job(jobs.JobFollower(client, job, _write)))
+
+    return app
+
+
+def check_command(
+    command: Sequence[str], folder: Path, readers: Mapping[str, Reader] = READERS
 ) -> None:
-    """Run a command on a cluster as a Ray job; ends with the job's own exit code.
-
-    `aalnet submit train configs/demo.yaml --storage s3://bucket/prefix`. The AWS_, AALNET_, GLOO_
-    and NCCL_ variables of this shell go along. Ctrl-C asks whether the job shall stop.
-    """
-    folder = working_dir.expanduser().resolve()
-    check_command(command, folder)
-    client = jobs.connect(address)
-    size_mib = jobs.upload_bytes(folder) / jobs.MIB
-    print(f"     cluster  {client.get_address()}\n      upload  {folder}, {size_mib:.1f} MiB")
-    job = jobs.submit(client, command, folder, name)
-    print(f"         job  {job}", flush=True)
-    if no_wait:
-        print(f"follow it: ray job logs --follow {job}; stop it: ray job stop {job}")
-        return
-    raise typer.Exit(follow(jobs.Follower(client, job, _write)))
-
-
-def check_command(command: Sequence[str], folder: Path) -> None:
     """Find the mistakes that the job would only find on the cluster.
 
     Raises:
@@ -81,8 +88,8 @@ def check_command(command: Sequence[str], folder: Path) -> None:
             )
         if not config.is_file():
             raise ConfigError(f"there is no file `{arguments[0]}` in {folder}; give its path there")
-        if verb in READERS:
-            READERS[verb](str(config), values_of(arguments, "--set"))
+        if verb in readers:
+            readers[verb](str(config), values_of(arguments, "--set"))
 
 
 def _check_storage(arguments: Sequence[str]) -> None:
@@ -96,7 +103,7 @@ def _check_storage(arguments: Sequence[str]) -> None:
 
 
 def values_of(arguments: Sequence[str], option: str) -> list[str]:
-    """What `--option VALUE` and `--option=VALUE` give."""
+    """The values of `--option VALUE` and `--option=VALUE`, in their order."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=True)
     return [
         after if argument == option else argument.removeprefix(f"{option}=")
@@ -105,18 +112,18 @@ def values_of(arguments: Sequence[str], option: str) -> list[str]:
     ]
 
 
-def follow(follower: jobs.Follower) -> int:
+def follow_job(follower: jobs.JobFollower) -> int:
     """Show the job's log until it ends; gives its exit code. Ctrl-C asks what to do."""
     job = follower.job
     while True:
         try:
             return jobs.exit_code(follower.follow())
         except KeyboardInterrupt:
-            wish = _wish() if sys.stdin.isatty() else "d"
-        if wish == "s":
+            answer = _ask() if sys.stdin.isatty() else "d"
+        if answer == "s":
             follower.stop()
             print("asked to stop: it saves a checkpoint first", file=sys.stderr)
-        elif wish == "d":
+        elif answer == "d":
             print(
                 f"detached; `{job}` goes on. Follow it: ray job logs --follow {job}; "
                 f"stop it: ray job stop {job}", file=sys.stderr,
@@ -124,7 +131,7 @@ def follow(follower: jobs.Follower) -> int:
             return INTERRUPTED
 
 
-def _wish() -> str:
+def _ask() -> str:
     """`s`top, `d`etach or `c`ontinue; a second Ctrl-C detaches, which harms nothing."""
     question = "\n[s]top the job after a checkpoint, [d]etach and let it run, [c]ontinue? [c] "
     try:

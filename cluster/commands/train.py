@@ -7,14 +7,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from aalnet.errors import CheckpointError
 from aalnet.settings import RunSettings, Settings, load_settings
 from cluster.background import in_background
-from cluster.commands.options import Address, Set, Storage
+from cluster.commands.options import Address, Set, Storage, with_workers
 from cluster.data.pairs import Pairs
 from cluster.launch import launcher
 from cluster.launch.launcher import Placement
@@ -43,8 +43,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only show the plan")] = False,
 ) -> None:
     """Train a model. The same command again resumes it; a finished run says so and ends."""
-    asked = [*(overrides or []), *([f"run.workers={workers}"] if workers is not None else [])]
-    settings = load_settings(config, asked)
+    settings = load_settings(config, with_workers(overrides, workers))
     target = Run(open_store(storage), Path(config).stem if run is None else run)
     train_run(target, settings, address, dry_run=dry_run)
     if not dry_run:
@@ -57,18 +56,19 @@ def train_run(run: Run, settings: Settings, address: str | None, *, dry_run: boo
     Stopped by a signal, it ends the command with that signal's exit code.
     """
     with Stop() as stop:
-        counts = check_data(settings)
+        sizes = check_data(settings)
         _warn_of_lost_storage(run)
         if dry_run:
-            status = _train_run(run, settings, address, stop, counts, dry_run=True)
-        else:
-            run.require_same_path(settings)  # before anything is written
-            with leased(run.store, run.key("lease"), f"run `{run.name}`", stop.now) as store:
-                ours = Run(store, run.name)
-                status = _train_run(ours, settings, address, stop, counts, dry_run=False)
+            _train_run(run, settings, address, stop, sizes, dry_run=True)
+            return
+        run.require_same_path(settings)  # before anything is written
+        with leased(run.store, run.key("lease"), f"run `{run.name}`", stop.now) as store:
+            ours = Run(store, run.name)
+            ours.claim(settings)
+            status = _train_run(ours, settings, address, stop, sizes, dry_run=False)
     if status == "stopped":
-        found = checkpoint.checkpoints(run)
-        at = f"{found[-1].images:,} images" if found else "its start"
+        images = max(run.checkpoint_images(), default=0)
+        at = f"{images:,} images" if images else "its start"
         print(f"run `{run.name}` is stopped at {at}; the same command goes on from there")
         raise Stopped(stop.exit_code)
 
@@ -78,43 +78,42 @@ def _train_run(
     settings: Settings,
     address: str | None,
     stop: Stop,
-    counts: tuple[int, int, int],
+    sizes: DataSizes,
     *,
     dry_run: bool,
 ) -> str:
-    if not dry_run:
-        run.claim(settings)
-    found = checkpoint.checkpoints(run)
-    if found and found[-1].images >= settings.run.images and _whole(found[-1]):
-        print(f"run `{run.name}` is finished: {found[-1].images:,} images")
+    saved = checkpoint.checkpoints(run)
+    images = saved[-1].images if saved else 0
+    if images >= settings.run.images and _is_whole(saved[-1]):
+        print(f"run `{run.name}` is finished: {images:,} images")
         if not dry_run:
             _close(run)
         return "finished"
-    status = "planned"
-    resumed = found[-1].images if found else 0
-    alone = settings.run.workers == 0
-    if alone or (dry_run and address is None):
-        placement = launcher.place_here(settings)
-        print_plan(run, settings, placement, counts, resumed)
-        if not dry_run:
-            with watched(run, settings.run.images):
-                status = launcher.train_here(run, settings, placement, stop)
+    in_this_process = settings.run.workers == 0
+    if in_this_process or (dry_run and address is None):
+        placing: contextlib.AbstractContextManager[Placement] = contextlib.nullcontext(
+            launcher.place_here(settings)
+        )
     else:
-        with launcher.connected(settings, address) as placement:
-            print_plan(run, settings, placement, counts, resumed)
-            if not dry_run:
-                with watched(run, settings.run.images):
-                    status = launcher.train_with_ray(run, settings, placement, stop)
-    if not dry_run:
-        run.store.write(run.key("report.html"), build_report(run).encode())
+        placing = launcher.connected(settings, address)
+    with placing as placement:
+        print_plan(run, settings, placement, sizes, resumed_images=images)
+        if dry_run:
+            return "planned"
+        with watched(run, settings.run.images):
+            if in_this_process:
+                status = launcher.train_here(run, settings, placement, stop)
+            else:
+                status = launcher.train_with_ray(run, settings, placement, stop)
+    run.store.write(run.key("report.html"), build_report(run).encode())
     return status
 
 
 def _warn_of_lost_storage(run: Run) -> None:
     """Ray unpacks a job's files in a folder of its own, and removes it some time after the end."""
     if ray_job() and Path(run.store.uri).is_relative_to(Path.cwd()):
-        told = f"warning: {run.store.uri} is this Ray job's own folder, which Ray removes; give "
-        print(f"{told}--storage s3://bucket/prefix", file=sys.stderr)
+        warning = f"warning: {run.store.uri} is this Ray job's own folder, which Ray removes; give "
+        print(f"{warning}--storage s3://bucket/prefix", file=sys.stderr)
 
 
 def _close(run: Run) -> None:
@@ -124,32 +123,40 @@ def _close(run: Run) -> None:
         run.store.write(run.key("report.html"), build_report(run).encode())
 
 
-def _whole(found: checkpoint.Checkpoint) -> bool:
+def _is_whole(last: checkpoint.Checkpoint) -> bool:
     """Is it? A damaged last checkpoint is made again, from the one before."""
     try:
-        found.verify()
+        last.verify()
     except CheckpointError as error:
         print(f"warning: {error}", file=sys.stderr)
         return False
     return True
 
 
-def check_data(settings: Settings) -> tuple[int, int, int]:
-    """Open both data sets before anything is started: training rows, held-out rows, labels."""
+class DataSizes(NamedTuple):
+    """Numbers of training pairs, held-out pairs and labels."""
+
+    training: int
+    held_out: int
+    labels: int
+
+
+def check_data(settings: Settings) -> DataSizes:
+    """Open and check both data sets, before anything is started.
+
+    Raises:
+        DataError, ConfigError: one cannot be read, or they do not fit each other.
+    """
     data = settings.data
     train_pairs = Pairs(data.train, data.size_px, data.memory_budget_mib, data.cache_gib)
     test_pairs = Pairs(data.test, data.size_px, data.memory_budget_mib, data.cache_gib)
     test_pairs.labels(train_pairs.label_names)
     test_pairs.require_channels(train_pairs.channels)
-    return len(train_pairs), len(test_pairs), len(train_pairs.label_names)
+    return DataSizes(len(train_pairs), len(test_pairs), len(train_pairs.label_names))
 
 
 def print_plan(
-    run: Run,
-    settings: Settings,
-    placement: Placement,
-    counts: tuple[int, int, int],
-    resumed: int,
+    run: Run, settings: Settings, placement: Placement, sizes: DataSizes, resumed_images: int
 ) -> None:
     """What will happen, before it does."""
     several = "s" if placement.workers > 1 else ""
@@ -163,10 +170,11 @@ def print_plan(
     lines = {
         "run": f"{run.name} ({settings.model}, {settings.network.preset} "
         f"{settings.network.blocks}, {data.size_px} px)",
-        "data": f"{counts[0]:,} training and {counts[1]:,} held-out pairs, {counts[2]} labels",
+        "data": f"{sizes.training:,} training and {sizes.held_out:,} held-out pairs, "
+        f"{sizes.labels} labels",
         "workers": f"{where} on {placement.device}, {placement.where}",
         "images": f"{length.images:,} in batches of {data.batch_images}"
-        + (f", going on from {resumed:,}" if resumed else ""),
+        + (f", going on from {resumed_images:,}" if resumed_images else ""),
         "checkpoints": f"every {length.checkpoint_every_images:,} images; kept: {_kept(length)}",
         "storage": run.uri,
     }
@@ -187,11 +195,11 @@ def _kept(length: RunSettings) -> str:
 @contextlib.contextmanager
 def watched(run: Run, total_images: int) -> Iterator[None]:
     """Show the progress of a run while the block trains it."""
-    before = len(run.records())
+    known = len(run.records())
 
-    def show(ended: threading.Event) -> None:
+    def show(done: threading.Event) -> None:
         with ProgressView(total_images) as view:
-            for record in follow(run, from_records=before, stop=ended):
+            for record in follow(run, from_records=known, stop=done):
                 view.show(record)
 
     with in_background(show, "progress"):

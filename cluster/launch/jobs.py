@@ -41,7 +41,7 @@ class TokenRefused(UserError):
     """The cluster wants a token, and got none or another."""
 
 
-def connect(address: str) -> JobSubmissionClient:
+def job_client(address: str) -> JobSubmissionClient:
     """A client of the job server at `address` (http://host:8265).
 
     Raises:
@@ -63,10 +63,10 @@ def connect(address: str) -> JobSubmissionClient:
         _require_answer(address)
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-        what = "another token than the one given" if given else "a token"
+        sent = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+        token = "another token than the one given" if sent else "a token"
         raise TokenRefused(
-            f"the Ray cluster at {address} wants {what}; set RAY_AUTH_TOKEN or "
+            f"the Ray cluster at {address} wants {token}; set RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH to the cluster's (on its head: ~/.ray/auth_token)"
         ) from error
     except (RuntimeError, ValueError, LookupError, TypeError) as error:  # of an answer of no sense
@@ -85,7 +85,7 @@ def _require_answer(address: str) -> None:
 
 
 def _use_token() -> None:
-    """Have Ray send the token there is. Raises UserError where one is named and cannot be read."""
+    """Have Ray send the token there is. Raises UserError where its file cannot be read."""
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     if path is not None and "RAY_AUTH_TOKEN" not in os.environ and not os.access(path, os.R_OK):
         raise UserError(f"RAY_AUTH_TOKEN_PATH names `{path}`, which cannot be read; correct it")
@@ -96,10 +96,10 @@ def _use_token() -> None:
 
 def job_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What the job gets of this process's environment: access to storage, and ours."""
-    chosen = forwarded(environ) | {k: v for k, v in environ.items() if k.startswith("AALNET_")}
-    kept = {k: v for k, v in chosen.items() if not k.startswith(OF_THIS_MACHINE)}
+    ours = forwarded(environ) | {k: v for k, v in environ.items() if k.startswith("AALNET_")}
+    of_the_job = {k: v for k, v in ours.items() if not k.startswith(OF_THIS_MACHINE)}
     wait_s = environ.get("RAY_JOB_STOP_WAIT_TIME_S", str(STOP_WAIT_S))
-    return kept | {"RAY_JOB_STOP_WAIT_TIME_S": wait_s}
+    return of_the_job | {"RAY_JOB_STOP_WAIT_TIME_S": wait_s}
 
 
 def upload_bytes(folder: Path) -> int:
@@ -122,7 +122,7 @@ def upload_bytes(folder: Path) -> int:
     return total
 
 
-def submit(
+def submit_job(
     client: JobSubmissionClient, arguments: Sequence[str], folder: Path, job: str | None = None
 ) -> str:
     """Start `python -m aalnet ARGUMENTS` as a job in a copy of `folder`; gives its name.
@@ -143,12 +143,13 @@ def submit(
         )
     except (RuntimeError, ValueError, OSError) as error:
         if f"{job} already exists" in str(error):
-            told = f"there is a job `{job}` on the cluster already; choose another --name"
-            raise UserError(told) from error
+            raise UserError(
+                f"there is a job `{job}` on the cluster already; choose another --name"
+            ) from error
         raise ClusterError(f"the job was not taken: {_line(error)}") from error
 
 
-class Follower:
+class JobFollower:
     """Shows a job's log from its beginning; a connection that breaks is made again."""
 
     def __init__(self, client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.commands.submit import READERS, app
+from cluster.commands.submit import submit_app
 from tuner.settings import load_campaign
 
-__all__ = ["app"]
-
-READERS["tune"] = load_campaign
+app = submit_app({"tune": load_campaign})
