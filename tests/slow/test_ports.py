@@ -31,7 +31,7 @@ from tests.support.tiny_runs import (
     write_data,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 PATHS = (
     "/api/version", "/api/jobs/", "/api/job_agent/jobs/", "/api/actors", "/api/v0/nodes",

@@ -33,7 +33,6 @@ from tests.support.tiny_runs import (
 )
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(1500),  # the first test waits for all that shares its cluster
     # Ray 2.60 warns of its own settings as it makes them (met 2026-11-23).
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),

@@ -1,4 +1,4 @@
-"""The same application hosted by Ray Serve, and fuzzed against its own OpenAPI schema."""
+"""The endpoint hosted by Ray Serve."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ import pytest
 
 from aalnet.errors import ConfigError
 from cluster.storage.folder import FolderStore
-from tests.support.endpoint_models import form, free_port, make_checkpoint, served
-from tests.support.tiny_runs import ROOT, command_environment
+from tests.support.endpoint_models import form, free_port, make_checkpoint
+from tests.support.tiny_runs import command_environment
 
 SERVE = """
 import sys
@@ -44,7 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_ray_serve_hosts_it(folder: Path) -> None:
     done = subprocess.run(
@@ -56,7 +55,6 @@ def test_ray_serve_hosts_it(folder: Path) -> None:
     assert "drawn 4" in done.stdout
 
 
-@pytest.mark.slow
 # Ray Serve 2.60 declares its settings in a way that pydantic deprecates.
 @pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")
 @pytest.mark.parametrize(
@@ -74,31 +72,3 @@ def test_mistakes_in_a_serve_application(arguments: dict[str, str], says: str) -
 
     with pytest.raises(ConfigError, match=says):
         build(arguments)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_fuzzed_against_its_own_schema(folder: Path) -> None:
-    with served("tiny", "--storage", "store", cwd=folder) as endpoint:
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "schemathesis.cli", "run", f"{endpoint.url}/openapi.json",
-                "--max-examples", "60", "--generation-database", "none", "--no-color",
-                # No schema can say what bytes are a picture, nor what labels a model knows.
-                "--exclude-checks", "positive_data_acceptance",
-            ],
-            cwd=folder, env=command_environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-        assert endpoint.metric('aalnet_endpoint_rejected_total{reason="internal"}') == 0
-        assert "Traceback" not in endpoint.log.read_text()
-
-
-@pytest.mark.parametrize("module", ["deploy.commands.serve", "deploy.endpoint.server"])
-def test_it_runs_without_ray(module: str) -> None:
-    code = f"import sys; sys.modules['ray'] = None; import {module}"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=command_environment(), capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr

@@ -19,7 +19,6 @@ ARGUMENTS = [
 DESK, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 SHOTS = os.environ.get("AALNET_SCREENSHOTS")  # a folder, to look at them
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
     # playwright's own transport leaves its child's pipe to the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
