@@ -1,7 +1,5 @@
 """The report of a campaign in a real browser."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +8,6 @@ import pytest
 from tests.test_tuner_report import made_page
 
 PATIENCE_MS = 120_000  # of a busy machine: the page holds 5 MB of Plotly
-
-
-CHROMIUM = shutil.which("chromium")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 # playwright's own transport leaves its child's pipe to the garbage collector.

@@ -1,4 +1,4 @@
-"""A whole campaign: its winner can be made again, and is promoted."""
+"""A whole campaign, as a Ray job: its winner can be made again, and is promoted."""
 
 import json
 from pathlib import Path
@@ -8,29 +8,31 @@ import pytest
 
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
-from tests.support.tiny_campaigns import write_campaign
-from tests.support.tiny_runs import aalnet, without_clocks, write_data
+from tests.support.ray_cluster import RayCluster
+from tests.support.ray_jobs import Submitted
+from tests.support.tiny_runs import aalnet, without_clocks
 
 
 @pytest.mark.timeout(600)
-def test_the_winner_trains_to_the_same_figures_and_is_promoted(tmp_path: Path) -> None:
-    data = write_data(tmp_path / "data")
-    write_campaign(tmp_path / "tiny.yaml", data, {"budget.trials": 2, "trials_at_once": 1})
-    done = aalnet("tune", "tiny.yaml", "--storage", "all", cwd=tmp_path, timeout_s=400)
-    assert done.returncode == 0, done.stderr
-    assert "2/2 trials" in done.stdout
+def test_a_campaign_as_a_job_and_its_winner_trained_again_and_promoted(
+    cluster: RayCluster, checkout: Path, tmp_path: Path
+) -> None:
+    storage = ("--storage", str(tmp_path / "all"))
+    job = Submitted(cluster, checkout, tmp_path / "log", "tune", "search.yaml", *storage)
+    assert job.ends(200) == 0, job.told
+    assert "2/2 trials" in job.told
+    assert (tmp_path / "all/campaigns/search/report.html").is_file()
 
-    told_again = aalnet("tune", "tiny.yaml", "--storage", "all", cwd=tmp_path)
-    assert told_again.returncode == 0, told_again.stderr
-    assert "campaign `tiny` is finished" in told_again.stdout
+    def typed(*words: str) -> str:
+        done = aalnet(*words, cwd=checkout)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    best = aalnet("campaigns", "best", "tiny", "--storage", "all", cwd=tmp_path)
-    (tmp_path / "best.yaml").write_text(best.stdout, encoding="utf-8")
-    facts = json.loads(
-        aalnet("campaigns", "best", "tiny", "--json", "--storage", "all", cwd=tmp_path).stdout
-    )
-    again = aalnet("train", "best.yaml", "--storage", "again", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    assert "campaign `search` is finished" in typed("tune", "search.yaml", *storage)
+    best = typed("campaigns", "best", "search", *storage)
+    (checkout / "best.yaml").write_text(best, encoding="utf-8")
+    facts = json.loads(typed("campaigns", "best", "search", "--json", *storage))
+    typed("train", "best.yaml", "--workers", "0", "--storage", str(tmp_path / "again"))
 
     def figures(folder: str, run: str) -> list[Any]:
         records = Run(FolderStore(tmp_path / folder), run).records()
@@ -40,6 +42,5 @@ def test_the_winner_trains_to_the_same_figures_and_is_promoted(tmp_path: Path) -
     assert made == figures("all", facts["run"])
     assert made[-1]["kid_lite0"] == facts["values"]["kid_lite0"]
 
-    now = aalnet("promote", facts["run"], "--model", "chosen", "--storage", "all", cwd=tmp_path)
-    assert now.returncode == 0, now.stderr
-    assert f"model `chosen` is {facts['run']}@32" in now.stdout
+    told = typed("promote", facts["run"], "--model", "chosen", *storage)
+    assert f"model `chosen` is {facts['run']}@32" in told

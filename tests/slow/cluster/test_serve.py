@@ -9,7 +9,7 @@ import pytest
 from aalnet.errors import ConfigError
 from cluster.storage.folder import FolderStore
 from tests.support.endpoint_models import form, free_port, make_checkpoint
-from tests.support.tiny_runs import command_environment
+from tests.support.ray_cluster import RayCluster
 
 SERVE = """
 import sys
@@ -18,8 +18,8 @@ import ray
 from ray import serve
 from deploy.endpoint.serve_app import build
 
-storage, port = sys.argv[1:]
-ray.init(address="local", num_cpus=2, include_dashboard=False)
+storage, port, address = sys.argv[1:]
+ray.init(address=address)
 serve.start(http_options={"port": int(port)})
 arguments = {"storage": storage, "checkpoint": "tiny", "allow_anonymous": "true"}
 serve.run(build({**arguments, "settings": "batch_samples=8,max_samples=16"}))
@@ -45,10 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(240)
-def test_ray_serve_hosts_it(folder: Path) -> None:
+def test_ray_serve_hosts_it(cluster: RayCluster, folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SERVE, folder / "store", str(free_port())],
-        cwd=folder, env=command_environment(), capture_output=True, text=True, timeout=200,
+        [sys.executable, "-c", SERVE, folder / "store", str(free_port()), cluster.address],
+        cwd=folder, env=cluster.environment, capture_output=True, text=True, timeout=200,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
