@@ -10,9 +10,10 @@ DEMO_WORKERS ?= $(shell $(HAS_GPU) && echo auto || echo 2)
 TEST_JOBS ?= 2
 # Tests run side by side, so each process keeps to one core.
 TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup
 QUIET = $$([ -t 1 ] || echo --quiet)
 
-.PHONY: help setup demo test test-slow check bench bench-endpoint chaos clean
+.PHONY: help setup demo test test-slow test-all proof check bench bench-endpoint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,10 +28,16 @@ demo: $(STAMP) ## train on the embedded drawings, evaluate, show the picture (DE
 	$(BIN)/aalnet runs show demo
 
 test: $(STAMP) ## the quick tests
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow" -n $(TEST_JOBS)
+	$(PYTEST) -m "not slow"
 
 test-slow: $(STAMP) ## the tests that start Ray or train for real
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow --timeout 1200
+	$(PYTEST) -m slow
+
+test-all: $(STAMP) ## both, those that start Ray beside the others, as in CI
+	$(PYTEST)
+
+proof: $(STAMP) ## the long proofs, before a release: kills, chaos, alerts, repeats (hours)
+	$(TEST_ENV) $(BIN)/python -m tests.proof
 
 check: $(STAMP) ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
@@ -44,9 +51,6 @@ bench: $(STAMP) ## the benchmarks
 bench-endpoint: $(STAMP) ## the endpoint beside the bare model, LitServe and a plain handler
 	$(BIN)/python -m pip install $(QUIET) -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.endpoint
-
-chaos: $(STAMP) ## kill training at random moments, prove what is left (half an hour)
-	$(TEST_ENV) $(BIN)/python -m tests.proof.chaos
 
 clean: ## remove caches and builds; .venv and aalnet-runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -2,7 +2,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,13 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.kube_api import KubeApi
     from tests.support.s3_server import S3Server
+
+REQUIRE_ALL = os.environ.get("AALNET_REQUIRE_ALL") == "1"
+MAY_SKIP = {  # no program that could be installed would run these
+    "root may write everywhere",  # the others run as root only
+    "this machine has a GPU",
+    "JPEG has no such mode",
+}
 
 pytest_plugins = ["tests.support.stuck"]
 
@@ -38,16 +45,37 @@ def one_thread() -> None:
         torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
-    """A real S3 server; the AWS variables of this process lead to it."""
-    from tests.support.s3_server import environment, s3_server
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With AALNET_REQUIRE_ALL=1 a test that skips for what this machine lacks has failed."""
+    report = yield
+    if REQUIRE_ALL and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        if reason not in MAY_SKIP:
+            report.outcome = "failed"
+            report.longrepr = f"skipped, and AALNET_REQUIRE_ALL is set: {reason}"
+    return report
 
-    with (
-        s3_server(tmp_path_factory.mktemp("s3")) as running,
-        environment(running.environment),
-    ):
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
+    """A real S3 server for all tests of a process."""
+    from tests.support.s3_server import s3_server
+
+    with s3_server(tmp_path_factory.mktemp("s3"), volumes=400) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def server(s3: "S3Server", request: pytest.FixtureRequest) -> Iterator["S3Server"]:
+    """The S3 server with a bucket of the module's own; this process's AWS variables lead there."""
+    from tests.support.s3_server import environment, with_bucket
+
+    own = with_bucket(s3, request.module.__name__.rpartition(".")[2].replace("_", "-"))
+    with environment(own.environment):
+        yield own
 
 
 @pytest.fixture

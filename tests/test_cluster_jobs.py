@@ -1,18 +1,8 @@
-"""`aalnet submit` on a real local Ray cluster with token authentication, and its checks."""
+"""`aalnet submit`: what it checks before it sends anything, and what it makes of an end."""
 
 from __future__ import annotations
 
-import json
-import os
-import pty
-import re
-import select
-import shutil
-import signal
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,22 +15,14 @@ from cluster.commands.submit import check_command, values_of
 from cluster.launch import jobs
 from cluster.launch.jobs import exit_code, job_environment, upload_bytes
 from cluster.launch.ray_session import ClusterError
-from cluster.runs.run import Run
-from cluster.storage.folder import FolderStore
 from cluster.storage.lease import RAY_JOB, ray_job
-from tests.support.ray_cluster import RayCluster, ray_cluster
-from tests.support.tiny_campaigns import write_campaign
 from tests.support.tiny_runs import (
     ROOT,
-    aalnet_command,
-    command_environment,
     tiny_values,
     write_config,
-    write_data,
 )
 
 STORAGE = ("--storage", "/tmp/anywhere")
-LONG = 4_000_000  # images that no test waits for
 
 
 # Before anything is sent
@@ -170,211 +152,3 @@ def test_another_server_is_no_job_server(answer: bytes) -> None:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-# On a cluster
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    with ray_cluster() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a person has checked out, and would upload."""
-    made = tmp_path_factory.mktemp("checkout")
-    for name in ("aalnet", "cluster", "deploy", "tuner", "configs", "data"):
-        shutil.copytree(ROOT / name, made / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / ".rayignore", made)
-    return made
-
-
-class Submitted:
-    """`aalnet submit` under way; its output goes to a file."""
-
-    def __init__(self, cluster: RayCluster, folder: Path, log: Path, *arguments: str) -> None:
-        self.cluster, self.log = cluster, log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                aalnet_command("submit", *arguments), cwd=folder, env=cluster.environment,
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
-
-    @property
-    def told(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    @property
-    def job(self) -> str:
-        found = re.search(r"^ *job  (\S+)$", self.told, re.MULTILINE)
-        assert found, self.told
-        return found.group(1)
-
-    def wait_for(self, happened: Callable[[], bool], limit_s: float = 90.0) -> None:
-        end_s = time.monotonic() + limit_s
-        while not happened():
-            assert self.process.poll() is None, self.told
-            assert time.monotonic() < end_s, self.told
-            time.sleep(0.2)
-
-    def ends(self, limit_s: float = 90.0) -> int:
-        return self.process.wait(limit_s)
-
-
-def ray(cluster: RayCluster, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["ray", "job", *arguments], cwd=cwd, env=cluster.environment, text=True,
-        capture_output=True, timeout=100, check=False,
-    )  # fmt: skip
-
-
-def training(run: str, storage: Path, images: int, pace: int = 480) -> list[str]:
-    return [
-        "train", "configs/demo.yaml", "--run", run, "--storage", str(storage), "--workers", "1",
-        "--set", f"run.images={images}", "--set", f"run.checkpoint_every_images={pace}",
-        "--set", "run.log_every_images=48", "--set", f"run.evaluate_every_images={LONG}",
-        "--set", "evaluation.max_images=8",
-    ]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_job_is_killed_resumed_doubled_and_stopped(
-    cluster: RayCluster, folder: Path, tmp_path: Path
-) -> None:
-    run = Run(FolderStore(tmp_path / "s"), "mine")
-    command = training("mine", tmp_path / "s", LONG)
-
-    first = Submitted(cluster, folder, tmp_path / "1.log", *command)
-    first.wait_for(lambda: len(run.checkpoint_images()) > 0)
-    newest = max(run.checkpoint_images())
-    holder = json.loads(run.store.read(run.store.keys(run.key("lease/"))[-1]))
-    assert holder["job"] == first.job
-    os.kill(holder["pid"], signal.SIGKILL)
-    assert first.ends() == 137, first.told
-    assert "images 48/" in first.told
-
-    second = Submitted(cluster, folder, tmp_path / "2.log", *command)
-    second.wait_for(lambda: "going on from" in second.told)
-    assert f"run `mine` is taken over from process {holder['pid']}" in second.told
-    assert f"(Ray job {first.job})" in second.told
-    at = re.search(r"going on from ([\d,]+)", second.told)
-    assert at
-    assert int(at.group(1).replace(",", "")) >= newest
-
-    third = Submitted(cluster, folder, tmp_path / "3.log", *command)
-    assert third.ends() == 2
-    assert "error: run `mine` is being worked on by process " in third.told
-    assert second.job in third.told
-
-    second.wait_for(lambda: run.records()[-1]["kind"] == "train")
-    stopped = ray(cluster, "stop", second.job, cwd=tmp_path)
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert second.ends() == 143, second.told
-    assert run.status() == "stopped"
-    assert run.records()[-1]["images"] == max(run.checkpoint_images())
-    assert "SIGTERM: stopping after a checkpoint" in second.told
-
-    figures = Submitted(
-        cluster, folder, tmp_path / "4.log", "evaluate", "mine", "--storage", str(tmp_path / "s"),
-        "-k", "2",
-    )  # fmt: skip
-    assert figures.ends() == 0, figures.told
-    assert "kid_lite0" in figures.told
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_a_campaign_as_a_job(cluster: RayCluster, folder: Path, tmp_path: Path) -> None:
-    write_data(folder / "small")
-    write_campaign(folder / "search.yaml", Path("small"), {"budget.trials": 2})
-    submitted = Submitted(
-        cluster, folder, tmp_path / "log", "tune", "search.yaml", "--storage", str(tmp_path / "s")
-    )
-    assert submitted.ends(200) == 0, submitted.told
-    assert (tmp_path / "s/campaigns/search/report.html").is_file()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_ctrl_c_detaches_or_stops(cluster: RayCluster, folder: Path, tmp_path: Path) -> None:
-    run = Run(FolderStore(tmp_path / "s"), "mine")
-    command = training("mine", tmp_path / "s", LONG)
-    first = Submitted(cluster, folder, tmp_path / "1.log", *command)
-    first.wait_for(lambda: "images 48/" in first.told)
-    first.process.send_signal(signal.SIGINT)
-    assert first.ends() == 130
-    assert f"detached; `{first.job}` goes on" in first.told
-    seen = run.records()[-1]["images"]
-    while run.records()[-1]["images"] <= seen:  # it does
-        time.sleep(0.2)
-    assert ray(cluster, "stop", first.job, cwd=tmp_path).returncode == 0
-
-    ours, theirs = pty.openpty()
-    again = subprocess.Popen(
-        aalnet_command("submit", *command), cwd=folder, env=cluster.environment,
-        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-    )  # fmt: skip
-    os.close(theirs)
-    told = read_until(ours, "start at")
-    again.send_signal(signal.SIGINT)
-    told += read_until(ours, "[c]ontinue?")
-    os.write(ours, b"s\n")
-    told += read_until(ours, None)
-    assert again.wait(60) == 143, told
-    os.close(ours)
-    assert "asked to stop: it saves a checkpoint first" in told
-    assert run.status() == "stopped"
-
-
-def read_until(terminal: int, text: str | None, limit_s: float = 90.0) -> str:
-    """What a terminal shows until `text`, or until nobody writes to it any more."""
-    told, end_s = "", time.monotonic() + limit_s
-    while text is None or text not in told:
-        assert time.monotonic() < end_s, told
-        if select.select([terminal], [], [], 1.0)[0]:
-            try:
-                told += os.read(terminal, 4096).decode(errors="replace")
-            except OSError:
-                assert text is None, told
-                break
-    return told
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_rays_own_command_does_as_well(cluster: RayCluster, folder: Path, tmp_path: Path) -> None:
-    command = ["python", "-m", "aalnet", *training("own", Path("runs"), 96, pace=96)]
-    done = ray(cluster, "submit", "--working-dir", ".", "--", *command, cwd=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "finished at 96/96" in done.stdout
-    assert "Ray job's own folder" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_mistake_in_the_job_has_its_own_exit_code(
-    cluster: RayCluster, folder: Path, tmp_path: Path
-) -> None:
-    submitted = Submitted(
-        cluster, folder, tmp_path / "log", "evaluate", "nothing", "--storage", str(tmp_path)
-    )
-    assert submitted.ends() == 2
-    assert "run `nothing` does not exist" in submitted.told
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("token", [None, "wrong-" + "2" * 40])
-def test_the_token(cluster: RayCluster, folder: Path, tmp_path: Path, token: str | None) -> None:
-    given = {} if token is None else {"RAY_AUTH_TOKEN": token}
-    done = subprocess.run(
-        aalnet_command("submit", "--address", cluster.dashboard, "evaluate", "x", *STORAGE),
-        cwd=folder, env={**command_environment(), "HOME": str(tmp_path), **given},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    wants = "wants a token;" if token is None else "wants another token than the one given;"
-    assert wants in done.stderr
-    assert "RAY_AUTH_TOKEN" in done.stderr

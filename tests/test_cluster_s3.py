@@ -19,6 +19,7 @@ from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobExists, BlobMissing, Store, StoreError, StoreUnavailable
 from tests.support.fault_proxy import FaultProxy, Request, Rule, fault_proxy
+from tests.support.repeats import repeats
 from tests.support.s3_server import S3Server, client_of, environment, free_ports
 
 MIB = 2**20
@@ -180,10 +181,9 @@ def race(store: Store, rival: Store, key: str) -> list[str]:
     return winners
 
 
-@pytest.mark.parametrize("races", [200, pytest.param(1000, marks=pytest.mark.slow)])
-def test_races_have_one_winner_each(store: Store, races: int) -> None:
+def test_races_have_one_winner_each(store: Store) -> None:
     rival = open_store(store.uri)
-    won = [race(store, rival, f"races/{races}/{number}") for number in range(races)]
+    won = [race(store, rival, f"races/{number}") for number in range(repeats(200, 1000))]
     assert {len(winners) for winners in won} == {1}
     assert len({winner for (winner,) in won}) == 2, "one writer always came first: no race"
 
@@ -420,7 +420,6 @@ def test_a_download_that_is_always_cut_ends_with_an_error(proxy: FaultProxy, fla
     assert time.monotonic() - started_s < 30
 
 
-@pytest.mark.slow
 def test_throttling_is_retried_for_a_bounded_time(proxy: FaultProxy, flaky: Store) -> None:
     proxy.rule = Rule(1.0, ("slow_down",))
     started_s = time.monotonic()

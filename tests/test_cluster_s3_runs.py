@@ -32,6 +32,7 @@ from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.training.stop import Stop
 from tests.support.fault_proxy import FaultProxy, Rule, fault_proxy
+from tests.support.repeats import repeats
 from tests.support.s3_server import S3Server, environment
 from tests.support.tiny_runs import tiny_settings, without_clocks, write_data
 
@@ -116,9 +117,8 @@ def same_facts(data: bytes, whole: bytes) -> bool:
         return False
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_every_flip_and_cut_is_found_before_use(
-    saved: tuple[Run, TrainState], monkeypatch: pytest.MonkeyPatch, count: int
+    saved: tuple[Run, TrainState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, state = saved
     found = Checkpoint(run, 32)
@@ -134,7 +134,7 @@ def test_every_flip_and_cut_is_found_before_use(
     keys = run.store.keys(found.key() + "/")
     assert len(keys) == 3
     chance, missed, alike = random.Random(11), [], 0
-    for _ in range(count):
+    for _ in range(repeats(150, 1000)):
         key = chance.choice(keys)
         whole = run.store.read(key)
         changed = damaged(whole, chance)
@@ -154,7 +154,7 @@ def test_every_flip_and_cut_is_found_before_use(
                 pass
         path.write_bytes(whole)
     assert missed == []
-    assert alike < count / 50
+    assert alike < repeats(150, 1000) / 50
     after = state.tensors()
     assert all(
         torch.equal(before[f][name], after[f][name]) for f in before for name in before[f]
@@ -308,7 +308,6 @@ def test_requests_of_a_small_checkpoint(
     assert proxy.requests == {"put": 2, "create": 1}
 
 
-@pytest.mark.slow
 def test_requests_of_a_checkpoint_in_parts(proxy: FaultProxy, server: S3Server) -> None:
     run = Run(open_store(f"s3://{server.bucket}/counted"), "b")
     settings = Settings.model_validate({"network": {"widths": [64, 128, 256, 512]}})

@@ -107,7 +107,15 @@ def test_public_names_of_aalnet() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["aalnet", "cluster.training.loop", "cluster.runs.run", "cluster.storage.location"]
+    "module",
+    [
+        "aalnet",
+        "cluster.training.loop",
+        "cluster.runs.run",
+        "cluster.storage.location",
+        "deploy.commands.serve",
+        "deploy.endpoint.server",
+    ],
 )
 def test_imports_without_ray(module: str) -> None:
     done = run_python("-c", f"import sys; sys.modules['ray'] = None; import {module}")

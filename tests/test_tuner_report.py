@@ -1,8 +1,7 @@
 """The report of a campaign in every state it can be in; slow: looked at by a real browser."""
 
 import re
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from tuner.report import costs, repeated, write_report
 from tuner.settings import CampaignSettings
 from tuner.status import CampaignStatus, build_status
 
-PATIENCE_MS = 120_000  # of a busy machine: the page holds 5 MB of Plotly
-CHROMIUM = shutil.which("chromium")
 SEVERAL = {
     "objectives": [
         {"figure": "kid_lite0"},
@@ -152,45 +149,3 @@ def test_costs_by_how_trials_ended(tmp_path: Path) -> None:
 
 def test_base_of_the_made_campaigns_prunes() -> None:
     assert campaign_settings().first_rung_images == RUNG == BASE["run"]["checkpoint_every_images"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
-
-
-# playwright's own transport leaves its child's pipe to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("width_px", [1280, 390])
-@pytest.mark.parametrize("state", ["usual", "front", "all-failed"])
-def test_report_in_a_browser(browser: Any, tmp_path: Path, state: str, width_px: int) -> None:
-    _, html = made_page(tmp_path, state)
-    (tmp_path / "report.html").write_text(html, encoding="utf-8")
-    page = browser.new_page(viewport={"width": width_px, "height": 900})
-    loaded: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: loaded.append(request.url))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-    page.goto(f"file://{tmp_path / 'report.html'}", timeout=PATIENCE_MS)
-    drawn = page.locator(".plot").count()
-    page.wait_for_function(
-        f"document.querySelectorAll('.plot .main-svg').length >= {drawn}", timeout=PATIENCE_MS
-    )
-    assert drawn == html.count("<h3>")
-    assert complaints == []
-    assert [url for url in loaded if not url.startswith(("file:", "data:", "blob:"))] == []
-    wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    assert wider <= 0, "the page itself never scrolls sideways"
-    broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
-    assert broken == 0
-    page.close()

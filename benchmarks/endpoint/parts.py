@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import socket
 import sys
-import threading
-from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 from benchmarks.endpoint.contenders import Contender, contenders, load, module, resident_mib, warm
-from tests.support.endpoint_models import in_background
+from tests.support.slow_clients import slow_clients
 
 SAMPLES = (1, 8)  # per request
-SLOW_CLIENTS = 200
 SERVE = """
 import sys, signal, ray
 from ray import serve
@@ -107,29 +101,6 @@ def beside_slow_clients(store: str, images: list[str]) -> dict[str, float]:
         for percent in ("p50", "p99")
         for who, seen in (("alone", alone), ("beside", beside))
     }
-
-
-@contextlib.contextmanager
-def slow_clients(url: str, count: int = SLOW_CLIENTS) -> Iterator[None]:
-    """Connections that announce a body and let it drip, a byte every half second each."""
-    parts = urlsplit(url)
-    head = b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-    slow = [socket.create_connection((parts.hostname, parts.port)) for _ in range(count)]
-
-    def drip(over: threading.Event) -> None:
-        while not over.wait(0.5):
-            for each in slow:
-                with contextlib.suppress(OSError):  # cut off by the endpoint, as it should be
-                    each.sendall(b"x")
-
-    for each in slow:
-        each.sendall(head)
-    try:
-        with in_background(drip):
-            yield
-    finally:
-        for each in slow:
-            each.close()
 
 
 def _one(contender: Contender, images: list[str], seconds: str) -> dict[str, float]:

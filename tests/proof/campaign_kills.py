@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cluster.storage.location import open_store
 from tests.support.postgres_server import postgres_server
-from tests.support.ray_cluster import RayCluster
+from tests.support.processes import MARK, kill_marked
 from tests.support.s3_server import environment, s3_server
 from tests.support.tiny_campaigns import write_campaign
 from tests.support.tiny_runs import aalnet_command, command_environment, write_data
@@ -114,12 +112,12 @@ class Life:
 
     def __init__(self, made: Range, name: str) -> None:
         mark = random.SystemRandom().randrange(10**6, 10**9)
-        self._family = RayCluster(0, mark, "")
+        self._mark = str(mark)
         self._log = made.folder / f"{name}.{mark}.log"
         study = ["--study", made.url] if made.url else []
         command = aalnet_command("tune", "campaign.yaml", "--name", name,
                                  "--storage", made.storage, *study)  # fmt: skip
-        marked = command_environment() | {"AALNET_TEST_CLUSTER": str(mark)}
+        marked = command_environment() | {MARK: self._mark}
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=made.folder, env=marked, stdout=log, stderr=log,
@@ -144,11 +142,7 @@ class Life:
 
     def kill(self) -> None:
         """All of it at once, and what it was starting meanwhile."""
-        while pids := self._family.pids():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
+        kill_marked(self._mark)
         self._process.wait()
 
 

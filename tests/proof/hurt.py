@@ -20,9 +20,9 @@ import httpx
 
 from cluster.runs.promotions import promote
 from cluster.storage.folder import FolderStore
-from tests.proof.ray_kills import descendants, workers_of
 from tests.support.endpoint_models import form, in_background, make_checkpoint, make_nan, png_of
 from tests.support.fault_proxy import Rule, fault_proxy
+from tests.support.processes import descendants, kill, workers_of
 from tests.support.prometheus_server import announced, environment_with, value, wait_for
 from tests.support.s3_server import environment, s3_server
 from tests.support.tiny_runs import aalnet_command, tiny_values, write_config, write_data
@@ -82,9 +82,7 @@ class Stage:
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and everything below it."""
-    for pid in [process.pid, *descendants(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill([process.pid, *descendants(process.pid)])
     process.wait()
 
 

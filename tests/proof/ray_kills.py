@@ -22,11 +22,11 @@ from cluster.storage.location import open_store
 from cluster.storage.store import StoreError
 from tests.proof.kills import BATCH, LONGEST_S, SETTINGS, blobs_of
 from tests.proof.victim import ROOT
+from tests.support.processes import descendants, kill, workers_of
 from tests.support.s3_server import S3Server
 from tests.support.tiny_runs import tiny_values, without_clocks, write_config
 
 WORKERS = 2
-WORKER = "ray::RayTrainWorker"
 STEP_EACH = {**SETTINGS, "run.log_every_images": BATCH, "run.workers": WORKERS}
 # On a machine that others use too, Ray's niceness of 15 would leave its workers next to nothing.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0"}
@@ -128,9 +128,7 @@ def program(command: list[str], out: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-        for pid in [process.pid, *left] if process.poll() is None else left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill([process.pid, *left] if process.poll() is None else left)
         process.wait()
 
 
@@ -149,34 +147,6 @@ def await_step(run: Run, process: subprocess.Popen[bytes], after_s: float) -> tu
                     return records[starts[0]], steps[0]
         time.sleep(POLL_S)
     raise RuntimeError(f"no step within {UP_S:.0f} s")
-
-
-def workers_of(driver_pid: int) -> list[int]:
-    """The process ids of a driver's Ray Train workers."""
-    return [pid for pid in descendants(driver_pid) if title(pid).startswith(WORKER)]
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below one, as they are now."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(folder.name))
-    found, waiting = [], [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
-
-
-def title(pid: int) -> str:
-    """What a process calls itself."""
-    with contextlib.suppress(OSError):
-        return (Path("/proc") / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return ""
 
 
 @dataclass(frozen=True)

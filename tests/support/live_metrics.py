@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.endpoint.client import EndpointClient, EndpointRefused
-from tests.proof.ray_kills import workers_of
 from tests.support.endpoint_models import in_background
+from tests.support.processes import workers_of
 from tests.support.prometheus_server import (
     announced,
     environment_with,

@@ -9,16 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.launch.ray_session import LOOPBACK
+from tests.support.processes import MARK, kill, marked
 from tests.support.s3_server import free_ports
 from tests.support.tiny_runs import command_environment
 
 START_S = 150.0
-MARK = "AALNET_TEST_CLUSTER"  # in the environment of all that belong together
 BIN = Path(sys.executable).parent
 TOKEN = "aalnet-tests-" + "1" * 32
 
@@ -32,8 +32,13 @@ class RayCluster:
     dashboard: str
 
     @property
+    def address(self) -> str:
+        """What `--address` takes."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
     def environment(self) -> dict[str, str]:
-        """For a command that uses the cluster."""
+        """For a command that joins the cluster or sends it a job."""
         return {
             **command_environment(),
             "RAY_AUTH_MODE": "token",
@@ -43,40 +48,8 @@ class RayCluster:
         }
 
     def pids(self) -> list[int]:
+        """Of all its processes, as they are now."""
         return marked(str(self.port))
-
-
-def marked(mark: str) -> list[int]:
-    """Processes that bear the mark in their environment, and their children (who hide theirs)."""
-    owned = {int(p.name) for p in Path("/proc").glob("[0-9]*") if _bears(p, f"{MARK}={mark}")}
-    children = _children()
-    waiting = list(owned)
-    while waiting:
-        found = set(children.get(waiting.pop(), [])) - owned
-        owned |= found
-        waiting += found
-    return sorted(owned)
-
-
-def _bears(process: Path, text: str) -> bool:
-    with contextlib.suppress(OSError):
-        return text.encode() in (process / "environ").read_bytes().split(b"\0")
-    return False
-
-
-def kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _children() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text(errors="replace").rpartition(") ")[2].split()[1])
-            found.setdefault(parent, []).append(int(stat.parent.name))
-    return found
 
 
 @contextlib.contextmanager
@@ -92,8 +65,8 @@ def ray_cluster(cpus: int = 2) -> Iterator[RayCluster]:
             f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}",
             f"--temp-dir={folder}/ray", "--object-store-memory=100000000", "--disable-usage-stats",
         ]  # fmt: skip
-        marks = {"RAY_ADDRESS": f"127.0.0.1:{port}", MARK: str(port)}
         made = RayCluster(0, port, f"http://127.0.0.1:{dashboard}")
+        marks = {"RAY_ADDRESS": made.address, MARK: str(port)}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, env=made.environment | marks | LOOPBACK, stdout=output, stderr=output,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import boto3
@@ -90,6 +90,12 @@ def s3_server(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def with_bucket(server: S3Server, bucket: str) -> S3Server:
+    """The same server with another, empty bucket."""
+    client_of(server).create_bucket(Bucket=bucket)
+    return replace(server, bucket=bucket)
 
 
 def weed() -> str:

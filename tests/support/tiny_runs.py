@@ -151,13 +151,16 @@ def aalnet_command(*arguments: str | Path) -> list[str]:
 
 
 def aalnet(
-    *arguments: str | Path, cwd: Path, timeout_s: float = 100
+    *arguments: str | Path,
+    cwd: Path,
+    timeout_s: float = 100,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `aalnet` as a person would."""
+    """Run `aalnet` as a person would, in `command_environment()` or another."""
     return subprocess.run(
         aalnet_command(*arguments),
         cwd=cwd,
-        env=command_environment(),
+        env=command_environment() if environment is None else environment,
         capture_output=True,
         text=True,
         timeout=timeout_s,

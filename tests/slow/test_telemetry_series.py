@@ -10,12 +10,10 @@ from aalnet.settings import Settings, TelemetrySettings
 from cluster.telemetry.exporter import Exporter
 from cluster.telemetry.run_export import RunExport
 from cluster.telemetry.teller import Teller
+from tests.slow.test_telemetry_live import OURS, SERIES_OF_A_RUN
 from tests.support.prometheus_server import prometheus_server, query, value, wait_for
 from tests.support.tiny_runs import tiny_settings, write_data
 from tests.test_cluster_telemetry import LOG
-from tests.test_cluster_telemetry_live import OURS, SERIES_OF_A_RUN
-
-pytestmark = pytest.mark.slow
 
 
 def test_a_hundred_finished_runs_leave_no_series(

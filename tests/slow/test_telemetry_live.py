@@ -22,7 +22,7 @@ from tests.support.grafana import (
 from tests.support.live_metrics import CAMPAIGN, RUN, live_prometheus
 from tests.support.prometheus_server import query, value
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # all that has to start first
+pytestmark = pytest.mark.timeout(1200)  # all that has to start first
 
 OURS = '{__name__=~"aalnet_.*"}'
 NOT_HERE = {"aalnet_gpu_memory_bytes", "aalnet_gpu_busy_ratio"}  # there is no GPU

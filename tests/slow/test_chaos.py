@@ -22,7 +22,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
         yield running
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_kill_9_at_random_moments(made: Range) -> None:
     cases = kills(made, 5, SEED, signal.SIGKILL)
@@ -30,7 +29,6 @@ def test_kill_9_at_random_moments(made: Range) -> None:
     assert {case.code for case in cases} == {-signal.SIGKILL}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_sigterm_loses_no_step(made: Range) -> None:
     cases = kills(made, 3, SEED, signal.SIGTERM)
@@ -38,7 +36,6 @@ def test_sigterm_loses_no_step(made: Range) -> None:
     assert max(case.end_s for case in cases) < 25
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_ray_worker_comes_back(made: Range, tmp_path: Path) -> None:
     write_data(tmp_path)

@@ -6,7 +6,6 @@ from tests.proof.campaign_kills import shoot, shooting_range
 from tests.support.postgres_server import programs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "postgres"])
 def test_a_killed_campaign_has_exactly_the_trials_asked_for(kind: str) -> None:
     if kind == "postgres" and programs() is None:

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
-from tests.support.ray_cluster import MARK, TOKEN, kill, marked, ray_cluster
+from tests.support.processes import MARK, kill_marked, marked
+from tests.support.ray_cluster import TOKEN
 from tests.support.tiny_runs import (
     aalnet_command,
     command_environment,
@@ -31,7 +34,7 @@ from tests.support.tiny_runs import (
     write_data,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.timeout(240)
 
 PATHS = (
     "/api/version", "/api/jobs/", "/api/job_agent/jobs/", "/api/actors", "/api/v0/nodes",
@@ -87,13 +90,6 @@ class Scanned:
 
 
 @contextlib.contextmanager
-def started(_: Path) -> Iterator[tuple[str, str]]:
-    """By `ray start`, as docs/cluster.md has it."""
-    with ray_cluster() as running:
-        yield str(running.port), TOKEN
-
-
-@contextlib.contextmanager
 def training(folder: Path) -> Iterator[tuple[str, str]]:
     """By `aalnet train`, with two workers at work."""
     write_data(folder)
@@ -112,31 +108,46 @@ def training(folder: Path) -> Iterator[tuple[str, str]]:
             time.sleep(0.5)
         yield mark, (folder / ".ray" / "auth_token").read_text(encoding="ascii").strip()
     finally:
-        kill([*marked(mark), process.pid])
+        kill_marked(mark)
         process.wait()
 
 
-@pytest.fixture(scope="module", params=[started, training], ids=lambda made: made.__name__)
-def cluster(
+@pytest.fixture(scope="module", params=["cluster", "training"])
+def scanned(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Scanned]:
-    """Scanned once no more ports come."""
-    with request.param(tmp_path_factory.mktemp("cluster")) as (mark, token):
-        found, since_s, end_s = listening(mark), time.monotonic(), time.monotonic() + 60
-        while time.monotonic() - since_s < 6 and time.monotonic() < end_s:
-            time.sleep(0.5)
-            now = listening(mark)
-            if now != found:
-                found, since_s = now, time.monotonic()
-        with ThreadPoolExecutor(len(found)) as pool:
-            statuses = list(pool.map(lambda port: get(port, "/", {})[0], found))
-            codes = list(pool.map(lambda port: call(port, METHODS[0], token), found))
-        http = tuple(port for port, status in zip(found, statuses, strict=True) if status)
-        silent = grpc.StatusCode.DEADLINE_EXCEEDED
-        yield Scanned(
-            token, found, http,
-            tuple(port for port, code in zip(found, codes, strict=True) if code != silent),
-        )  # fmt: skip
+    """The cluster, as docs/cluster.md starts one, and what `aalnet train` starts by itself."""
+    if request.param == "cluster":
+        running = request.getfixturevalue("cluster")
+        yield scan(str(running.port), TOKEN)
+        return
+    with training(tmp_path_factory.mktemp("ports")) as (mark, token):
+        yield scan(mark, token)
+
+
+def scan(mark: str, token: str) -> Scanned:
+    """Look at a cluster once no more ports come."""
+    ports, since_s, end_s = listening(mark), time.monotonic(), time.monotonic() + 60
+    while time.monotonic() - since_s < 4 and time.monotonic() < end_s:
+        time.sleep(0.5)
+        now = listening(mark)
+        if now != ports:
+            ports, since_s = now, time.monotonic()
+    statuses = at_once(lambda port: get(port, "/", {})[0], ports)
+    codes = at_once(lambda port: call(port, METHODS[0], token), ports)
+    silent = grpc.StatusCode.DEADLINE_EXCEEDED
+    return Scanned(
+        token, ports,
+        http=tuple(port for port, status in statuses if status),
+        grpc=tuple(port for port, code in codes if code != silent),
+    )  # fmt: skip
+
+
+def at_once(ask: Callable[[Any], Any], things: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Each thing with its answer; most of the time is waiting for ports that never answer."""
+    each = list(things)
+    with ThreadPoolExecutor(32) as pool:
+        return list(zip(each, pool.map(ask, each), strict=True))
 
 
 def listening(mark: str) -> dict[int, Port]:
@@ -192,70 +203,75 @@ def is_figures(body: bytes) -> bool:
     return all(line.startswith(b"#") or b" " in line for line in lines) and b"# TYPE" in body
 
 
-def test_the_scan_sees_the_cluster(cluster: Scanned) -> None:
-    assert cluster.of("raylet")
-    assert cluster.of("ray::DashboardA")  # as much as the kernel keeps of the agent's name
-    with_token = {"Authorization": f"Bearer {cluster.token}"}
-    assert get(cluster.dashboard, "/api/version", with_token)[0] == 200
-    codes = [call(port, METHODS[0], cluster.token) for port in cluster.of("gcs_server")]
+def test_the_scan_sees_the_cluster(scanned: Scanned) -> None:
+    assert scanned.of("raylet")
+    assert scanned.of("ray::DashboardA")  # as much as the kernel keeps of the agent's name
+    with_token = {"Authorization": f"Bearer {scanned.token}"}
+    assert get(scanned.dashboard, "/api/version", with_token)[0] == 200
+    codes = [call(port, METHODS[0], scanned.token) for port in scanned.of("gcs_server")]
     assert codes == [grpc.StatusCode.OK]
 
 
-def test_only_this_machine_reaches_it(cluster: Scanned) -> None:
-    """But for the store of torch's process group: it has no setting for it (docs/cluster.md)."""
+def test_only_this_machine_reaches_it(scanned: Scanned) -> None:
+    """But for the store of torch's process group: it has no setting for it (docs/scanned.md)."""
     open_ones = [
-        found.process for found in cluster.ports.values() if not found.addresses <= LOOPBACK
+        found.process for found in scanned.ports.values() if not found.addresses <= LOOPBACK
     ]
     assert open_ones in ([], ["ray::RayTrainWo"])
 
 
 @pytest.mark.parametrize("token", [None, WRONG])
-def test_http_answers_nothing_but_liveness(cluster: Scanned, token: str | None) -> None:
+def test_http_answers_nothing_but_liveness(scanned: Scanned, token: str | None) -> None:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    answered = {}
-    for port in cluster.http:
-        for path in PATHS:
-            status, body = get(port, path, headers)
-            if status not in {0, 401, 403, 404, 405} and not is_figures(body):
-                answered[f"{cluster.ports[port].process}:{port}{path}"] = (status, body[:80])
+    places = itertools.product(scanned.http, PATHS)
+    answered = {
+        f"{scanned.ports[port].process}:{port}{path}": (status, body[:80])
+        for (port, path), (status, body) in at_once(lambda place: get(*place, headers), places)
+        if status not in {0, 401, 403, 404, 405} and not is_figures(body)
+    }
     assert answered == {}
 
 
-def test_liveness_is_there_for_probes(cluster: Scanned) -> None:
-    dashboard = cluster.dashboard
+def test_liveness_is_there_for_probes(scanned: Scanned) -> None:
+    dashboard = scanned.dashboard
     assert get(dashboard, "/api/gcs_healthz", {}) == (200, b"success")
-    for port in cluster.http:
+    for port in scanned.http:
         for path in LIVENESS:
             status, body = get(port, path, {})
             page = (port, path) == (dashboard, "/")
             said_no_more = status in {0, 404} or is_figures(body) or body == b"success" or page
-            assert said_no_more or status in {401, 403}, (cluster.ports[port], path, body[:80])
-            assert cluster.token.encode() not in body
-    assert [call(port, ALIVE) for port in cluster.of("gcs_server")] == [grpc.StatusCode.OK]
+            assert said_no_more or status in {401, 403}, (scanned.ports[port], path, body[:80])
+            assert scanned.token.encode() not in body
+    assert [call(port, ALIVE) for port in scanned.of("gcs_server")] == [grpc.StatusCode.OK]
 
 
-def test_figures_are_on_known_ports_only(cluster: Scanned) -> None:
-    """Ray's three Prometheus endpoints of a head, and a run's own (docs/cluster.md)."""
-    bodies = {port: get(port, "/metrics", {})[1] for port in cluster.http}
+def test_figures_are_on_known_ports_only(scanned: Scanned) -> None:
+    """Ray's three Prometheus endpoints of a head, and a run's own (docs/scanned.md)."""
+    bodies = {port: get(port, "/metrics", {})[1] for port in scanned.http}
     open_ones = {port: body for port, body in bodies.items() if is_figures(body)}
-    assert len(open_ones) <= 4, {port: cluster.ports[port] for port in open_ones}
-    assert not any(cluster.token.encode() in body for body in open_ones.values())
+    assert len(open_ones) <= 4, {port: scanned.ports[port] for port in open_ones}
+    assert not any(scanned.token.encode() in body for body in open_ones.values())
 
 
 @pytest.mark.parametrize("token", [None, WRONG])
-def test_grpc_answers_nothing(cluster: Scanned, token: str | None) -> None:
-    answered = {}
-    for port in cluster.grpc:
-        for method in METHODS:
-            code = call(port, method, token)
-            if code not in CLOSED:
-                answered[f"{cluster.ports[port].process}:{port}/{method}"] = code
+def test_grpc_answers_nothing(scanned: Scanned, token: str | None) -> None:
+    places = itertools.product(scanned.grpc, METHODS)
+    answered = {
+        f"{scanned.ports[port].process}:{port}/{method}": code
+        for (port, method), code in at_once(lambda place: call(*place, token), places)
+        if code not in CLOSED
+    }
     assert answered == {}
 
 
-def test_nobody_answers_to_noise(cluster: Scanned) -> None:
-    for port in cluster.ports:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 3) as it:
-            it.settimeout(1)
-            it.sendall(b"PING\r\n\r\n")
-            assert cluster.token.encode() not in it.recv(4096)
+def test_nobody_answers_to_noise(scanned: Scanned) -> None:
+    said = at_once(answer_to_noise, scanned.ports)
+    assert [port for port, text in said if scanned.token.encode() in text] == []
+
+
+def answer_to_noise(port: int) -> bytes:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 3) as it:
+        it.settimeout(1)
+        it.sendall(b"PING\r\n\r\n")
+        return it.recv(4096)
+    return b""

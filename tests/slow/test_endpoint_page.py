@@ -1,29 +1,19 @@
 """The page in a real browser: headless Chromium, at a desk's and at a phone's width."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright import sync_api as playwright
 
 from cluster.storage.folder import FolderStore
 from tests.support.endpoint_models import Served, make_checkpoint, png_of, served
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 DESK, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
 SHOTS = os.environ.get("AALNET_SCREENSHOTS")  # a folder, to look at them
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
-    # playwright's own transport leaves its child's pipe to the garbage collector.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+# playwright's own transport leaves its child's pipe to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +22,6 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     make_checkpoint(FolderStore(folder / "store"), "tiny")
     with served("tiny", "--storage", folder / "store", cwd=folder) as endpoint:
         yield endpoint
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 class Page:

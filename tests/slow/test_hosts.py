@@ -29,7 +29,6 @@ from tests.support.tiny_runs import (
 
 REASON = hosts.missing()
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]

@@ -1,0 +1,1 @@
+"""Tests that join one running Ray cluster, which their conftest starts."""

@@ -1,0 +1,39 @@
+"""The report of a campaign in a real browser."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_tuner_report import made_page
+
+PATIENCE_MS = 120_000  # of a busy machine: the page holds 5 MB of Plotly
+
+
+# playwright's own transport leaves its child's pipe to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("width_px", [1280, 390])
+@pytest.mark.parametrize("state", ["usual", "front", "all-failed"])
+def test_report_in_a_browser(browser: Any, tmp_path: Path, state: str, width_px: int) -> None:
+    _, html = made_page(tmp_path, state)
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    page = browser.new_page(viewport={"width": width_px, "height": 900})
+    loaded: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: loaded.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+    page.goto(f"file://{tmp_path / 'report.html'}", timeout=PATIENCE_MS)
+    drawn = page.locator(".plot").count()
+    page.wait_for_function(
+        f"document.querySelectorAll('.plot .main-svg').length >= {drawn}", timeout=PATIENCE_MS
+    )
+    assert drawn == html.count("<h3>")
+    assert complaints == []
+    assert [url for url in loaded if not url.startswith(("file:", "data:", "blob:"))] == []
+    wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert wider <= 0, "the page itself never scrolls sideways"
+    broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
+    assert broken == 0
+    page.close()
