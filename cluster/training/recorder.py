@@ -19,7 +19,7 @@ from aalnet.evaluation import Figures
 from aalnet.state import TrainState
 from cluster.data.pictures import png
 from cluster.runs.goodput import before_start, goodput
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Record, Run
 from cluster.runs.saver import Saver
 from cluster.storage.store import StoreError
@@ -54,16 +54,16 @@ class Keeper:
     ) -> None:
         self._run, self._state, self._world, self._report = run, state, world, report
         self._launch, self._saved_at = launch, state.images_seen
-        self._books: tuple[HeldOut, Journal, Saver] | None = None
+        self._books: tuple[HeldOut, RunLog, Saver] | None = None
         self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
         if world.rank == 0:
             held_out = HeldOut(state.settings, state.spec, state.device)
-            journal = Journal(run, state.images_seen, self.telemetry.see)
+            journal = RunLog(run, state.images_seen, self.telemetry.see)
             saver = Saver(run, state.settings, journal)
             self._books = held_out, journal, saver
             if state.settings.telemetry.tensorboard:
                 self.telemetry.show_on(Board(run, state.images_seen, self._warn))
-            self.telemetry.recall(journal.kept)
+            self.telemetry.recall(journal.history)
             self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
             self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
         self._started_s = time.perf_counter()
@@ -75,7 +75,7 @@ class Keeper:
             return
         _, journal, _ = self._books
         seen, at_s = self._state.images_seen, self._launch.at_s
-        before = before_start(journal.kept, journal.dropped, seen, at_s)
+        before = before_start(journal.history, journal.void, seen, at_s)
         why = {"cause": "driver", **self._launch.past()}  # a new launch knows no more
         self.log(
             "start",
