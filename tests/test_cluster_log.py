@@ -1,4 +1,4 @@
-"""The log while a run trains: appended or put whole, through outages, torn lines and full disks."""
+"""The log while a run trains: appended or in segments, through outages, torn lines, full disks."""
 
 import json
 import queue
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.runs import log as journal
-from cluster.runs.log import Journal
+from cluster.runs import log as run_log
+from cluster.runs.log import RunLog
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
 from cluster.storage.store import StoreError
@@ -43,6 +43,11 @@ class Watched(FolderStore):
         super().write(key, data)
         self.done.put(("write", len(data)))
 
+    def create(self, key: str, data: bytes) -> None:
+        self._check(key)
+        super().create(key, data)
+        self.done.put(("create", len(data)))
+
     def _check(self, key: str) -> None:
         if self.down:
             self.failed.put(key)
@@ -50,13 +55,18 @@ class Watched(FolderStore):
 
 
 class Bucket(Watched):
+    """Appends to nothing, as an object store."""
+
     appends = False
+
+    def append(self, key: str, data: bytes) -> None:
+        raise AssertionError
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "AGAIN_S", 0.01)
-    monkeypatch.setattr(journal, "PUT_EVERY_S", 0.05)
+    monkeypatch.setattr(run_log, "AGAIN_S", 0.01)
+    monkeypatch.setattr(run_log, "PUT_EVERY_S", 0.05)
 
 
 @pytest.fixture
@@ -85,86 +95,77 @@ def drain(waiting: "queue.Queue[Any]") -> list[Any]:
 
 
 def test_a_line_is_there_at_once_in_a_folder(run: Run, store: Watched) -> None:
-    book = Journal(run, 0)
+    log = RunLog(run, 0)
     for images in (8, 16):
-        book.log(line(images))
+        log.log(line(images))
         assert store.done.get(timeout=SOON_S)[0] == "append"
     assert images_of(run) == [8, 16]
     before_s = time.time()
     assert all(before_s - 60 < record["time_s"] <= before_s + 1 for record in run.records())
-    book.close()
+    log.close()
     assert store.done.empty(), "everything was there already"
 
 
 def test_an_append_costs_its_own_bytes(run: Run, store: Watched) -> None:
-    book = Journal(run, 0)
+    log = RunLog(run, 0)
     sizes = []
     for images in range(1, 6):
-        book.log(line(images, text="x" * 1000))
+        log.log(line(images, text="x" * 1000))
         kind, size = store.done.get(timeout=SOON_S)
         assert kind == "append"
         sizes.append(size)
-    book.close()
+    log.close()
     assert max(sizes) < 1200
     assert images_of(run) == [1, 2, 3, 4, 5]
 
 
-def test_an_object_store_gets_the_whole_log_now_and_then(
+def test_an_object_store_gets_a_segment_now_and_then_and_the_whole_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Bucket(tmp_path)
     run = Run(store, "mine")
-    book = Journal(run, 0)
-    book.log(line(0))
-    assert store.done.get(timeout=SOON_S)[0] == "write"
-    monkeypatch.setattr(journal, "PUT_EVERY_S", 3600.0)
+    log = RunLog(run, 0)
+    log.log(line(0))
+    assert store.done.get(timeout=SOON_S)[0] == "create"
+    monkeypatch.setattr(run_log, "PUT_EVERY_S", 3600.0)
     for images in range(1, 100):
-        book.log(line(images))
+        log.log(line(images))
     assert images_of(run) == [0], "the next put is not due"
-    book.close()
+    log.close()
     assert images_of(run) == list(range(100))
-    puts = drain(store.done)
-    assert {kind for kind, _ in puts} == {"write"}
-    assert len(puts) <= 2
-    assert puts[-1][1] == len(store.read(run.key("metrics.jsonl")))
-
-
-def test_a_long_log_is_put_less_often(tmp_path: Path) -> None:
-    book = Journal(Run(Bucket(tmp_path), "mine"), 0)
-    book.log(line(0, text="x" * 3 * journal.PUT_BYTES_PER_S))
-    book.flush()
-    assert 2.5 < book._due_s() < 3.5
-    book.close()
+    assert [kind for kind, _ in drain(store.done)] == ["create", "write"]
+    assert store.keys() == [run.key("metrics.jsonl")]
 
 
 def test_flush_puts_everything_and_only_once(tmp_path: Path) -> None:
     for kind in (Watched, Bucket):
         store = kind(tmp_path / kind.__name__)
         run = Run(store, "mine")
-        book = Journal(run, 0)
+        log = RunLog(run, 0)
         for images in range(50):
-            book.log(line(images))
-        book.flush()
+            log.log(line(images))
+        log.flush()
         assert images_of(run) == list(range(50))
         drain(store.done)
-        book.flush()
-        book.close()
+        log.flush()
         assert store.done.empty()
+        log.close()
+        assert [kind for kind, _ in drain(store.done)] == ([] if store.appends else ["write"])
 
 
 def test_many_threads_log_whole_lines(run: Run) -> None:
-    book = Journal(run, 0)
+    log = RunLog(run, 0)
 
     def write(number: int) -> None:
         for images in range(50):
-            book.log(line(images, thread=number))
+            log.log(line(images, thread=number))
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    book.close()
+    log.close()
     text = run.store.read(run.key("metrics.jsonl")).decode()
     records = [json.loads(text_line) for text_line in text.splitlines()]
     assert len(records) == 200
@@ -176,9 +177,9 @@ def test_many_threads_log_whole_lines(run: Run) -> None:
 
 
 def test_a_new_run_has_nothing_before(run: Run) -> None:
-    book = Journal(run, 0)
-    assert (book.kept, book.dropped) == ([], [])
-    book.close()
+    log = RunLog(run, 0)
+    assert (log.history, log.void) == ([], [])
+    log.close()
     assert run.store.keys() == []
 
 
@@ -186,15 +187,15 @@ def test_what_lies_beyond_the_checkpoint_is_dropped(run: Run, store: Watched) ->
     for images in (24, 48, 72):
         run.log(line(images))
     before = store.read(run.key("metrics.jsonl"))
-    whole = Journal(run, 72)
-    assert [record["images"] for record in whole.kept] == [24, 48, 72]
-    assert whole.dropped == []
+    whole = RunLog(run, 72)
+    assert [record["images"] for record in whole.history] == [24, 48, 72]
+    assert whole.void == []
     whole.close()
     assert store.read(run.key("metrics.jsonl")) == before
 
-    cut = Journal(run, 48)
-    assert [record["images"] for record in cut.kept] == [24, 48]
-    assert [record["images"] for record in cut.dropped] == [72]
+    cut = RunLog(run, 48)
+    assert [record["images"] for record in cut.history] == [24, 48]
+    assert [record["images"] for record in cut.void] == [72]
     cut.log({"kind": "start", "images": 48})
     cut.close()
     assert images_of(run) == [24, 48, 48]
@@ -204,9 +205,9 @@ def test_what_lies_beyond_the_checkpoint_is_dropped(run: Run, store: Watched) ->
 def test_a_log_that_is_whole_is_appended_to(run: Run, store: Watched) -> None:
     run.log(line(24))
     drain(store.done)
-    book = Journal(run, 24)
-    book.log(line(48))
-    book.close()
+    log = RunLog(run, 24)
+    log.log(line(48))
+    log.close()
     assert {kind for kind, _ in drain(store.done)} == {"append"}
 
 
@@ -228,10 +229,10 @@ def test_a_torn_line_does_not_swallow_the_next_record(
 ) -> None:
     run.log(line(24))
     store.append(run.key("metrics.jsonl"), torn)
-    book = Journal(run, 24)
-    assert [record["images"] for record in book.kept] == [24]
-    book.log({"kind": "start", "images": 24})
-    book.close()
+    log = RunLog(run, 24)
+    assert [record["images"] for record in log.history] == [24]
+    log.log({"kind": "start", "images": 24})
+    log.close()
     assert [record["kind"] for record in run.records()] == ["train", "start"]
     for text in store.read(run.key("metrics.jsonl")).splitlines():
         assert json.loads(text)["images"] == 24
@@ -244,47 +245,47 @@ def test_a_torn_line_does_not_swallow_the_next_record(
 def test_an_outage_keeps_lines_and_order(tmp_path: Path, kind: type[Watched]) -> None:
     store = kind(tmp_path)
     run = Run(store, "mine")
-    book = Journal(run, 0)
-    book.log(line(0))
+    log = RunLog(run, 0)
+    log.log(line(0))
     assert store.done.get(timeout=SOON_S)
     store.down = True
     for images in range(1, 40):
-        book.log(line(images))
+        log.log(line(images))
         if images == 10:
             store.failed.get(timeout=SOON_S)
             store.failed.get(timeout=SOON_S)
     assert images_of(run) == [0]
     with pytest.raises(StoreError, match="nobody answers"):
-        book.flush()
+        log.flush()
     store.down = False
     drain(store.done)
-    book.log(line(40))
-    assert store.done.get(timeout=SOON_S)[0] == "write", "after a failure it is put anew"
-    book.close()
+    log.log(line(40))
+    assert store.done.get(timeout=SOON_S)
+    log.close()
     assert images_of(run) == list(range(41))
 
 
 def test_a_half_written_line_after_a_full_disk_is_mended(run: Run, store: Watched) -> None:
-    book = Journal(run, 0)
-    book.log(line(8))
+    log = RunLog(run, 0)
+    log.log(line(8))
     assert store.done.get(timeout=SOON_S)
     store.half = True
-    book.log(line(16))
+    log.log(line(16))
     store.failed.get(timeout=SOON_S)
-    book.log(line(24))
-    book.close()
+    log.log(line(24))
+    log.close()
     lines = store.read(run.key("metrics.jsonl")).splitlines()
     assert [json.loads(text)["images"] for text in lines] == [8, 16, 24]
 
 
 def test_close_tells_that_the_storage_failed(run: Run, store: Watched) -> None:
-    book = Journal(run, 0)
+    log = RunLog(run, 0)
     store.down = True
-    book.log(line(8))
+    log.log(line(8))
     with pytest.raises(StoreError, match="nobody answers"):
-        book.close()
+        log.close()
     store.down = False
-    book.close()
+    log.close()
     assert images_of(run) == [8]
 
 
@@ -296,4 +297,4 @@ def test_a_log_that_cannot_be_read_is_an_error(
 
     monkeypatch.setattr(store, "read", broken)
     with pytest.raises(StoreError, match="no route"):
-        Journal(run, 0)
+        RunLog(run, 0)

@@ -23,7 +23,7 @@ from aalnet.state import TrainState
 from cluster.data import reader
 from cluster.data.pairs import Pairs
 from cluster.runs.checkpoint import Checkpoint, checkpoints, restore, save
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Record, Run
 from cluster.runs.saver import Saver, StorePatienceSpent
 from cluster.storage.folder import FolderStore
@@ -72,7 +72,7 @@ def go(
 
 def go_and_die(run: Run, settings: Settings, position: int) -> None:
     """Train to a position and end there without a word; what had been asked for is written."""
-    books: list[Saver | Journal] = []
+    books: list[Saver | RunLog] = []
 
     def recorded(kind: Callable[..., Any]) -> Callable[..., Any]:
         def make(*arguments: Any) -> Any:
@@ -83,7 +83,7 @@ def go_and_die(run: Run, settings: Settings, position: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keeper, "Saver", recorded(Saver))
-        patch.setattr(keeper, "Journal", recorded(Journal))
+        patch.setattr(keeper, "RunLog", recorded(RunLog))
         break_batch(patch, position, killed)
         with pytest.raises(RuntimeError, match="killed here"):
             go(run, settings)

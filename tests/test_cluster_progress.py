@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
 from cluster.view.progress import (
@@ -106,7 +106,7 @@ def test_follow_survives_a_log_that_is_cut(run: Run) -> None:
         run.log(train(images))
     follower = Follower(run)
     follower.wait_for(3)
-    Journal(run, 24).close()
+    RunLog(run, 24).close()
     time.sleep(3 * POLL_S)
     run.log({"kind": "start", "images": 24})
     for images in (48, 72, 96):

@@ -17,7 +17,7 @@ from aalnet.settings import Settings, parse_settings
 from aalnet.state import TrainState
 from cluster.runs import checkpoint, saver
 from cluster.runs.checkpoint import Checkpoint, CheckpointTaken, checkpoints, restore, save
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Record, Run
 from cluster.runs.saver import PICTURES, Saver, StorePatienceSpent
 from cluster.storage.folder import FolderStore
@@ -101,7 +101,7 @@ class Books:
 
     def __init__(self, run: Run, settings: Settings) -> None:
         self.run = run
-        self.journal = Journal(run, 0)
+        self.journal = RunLog(run, 0)
         self.saver = Saver(run, settings, self.journal)
 
     def records(self, kind: str) -> list[Record]:

@@ -9,12 +9,13 @@ import pytest
 from optuna.storages import JournalStorage
 
 from aalnet.errors import CheckpointError
+from cluster.storage import segments
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
+from cluster.storage.segments import LogTaken
 from cluster.storage.store import StoreError
 from tests.support.s3_server import S3Server
-from tuner import journal
-from tuner.journal import JournalTaken, StoreJournal
+from tuner.journal import StoreJournal
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -42,11 +43,6 @@ def written(store: FolderStore, count: int) -> StoreJournal:
     for number in range(count):
         made.append_logs(lines(number))
     return made
-
-
-def settle(made: StoreJournal) -> None:
-    assert made._joining is not None
-    made._joining.join()
 
 
 def test_lines_come_back_in_their_order(tmp_path: Path) -> None:
@@ -77,53 +73,26 @@ def test_a_reader_sees_what_is_new(tmp_path: Path) -> None:
     assert reader.read_logs(2) == lines(2)
 
 
-def test_a_long_chain_becomes_one_blob_that_readers_follow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(journal, "LONGEST_CHAIN", 4)
-    store = FolderStore(tmp_path)
-    made = written(store, 3)
-    reader = StoreJournal(store, "study", writes=False)
-    assert reader.read_logs(0) == lines(0, 1, 2)
-    for number in range(3, 20):
-        made.append_logs(lines(number))
-        if made._joining is not None:
-            settle(made)
-    assert len(store.keys("study/")) <= 6
-    assert reader.read_logs(0) == lines(*range(20))
-    assert StoreJournal(store, "study", writes=True).read_logs(0) == lines(*range(20))
-
-
-def test_a_join_that_was_cut_off_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The joined blob is there, and so is, for the process died then, what it holds.
+def test_a_journal_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """It joined lines as `until-<end>`, and may have died before it removed what that holds."""
     store = FolderStore(tmp_path)
     written(store, 4)
     store.create("study/until-000000000003.jsonl", b'{"n": 0}\n{"n": 1}\n{"n": 2}\n')
-    for writes in (False, True):
-        found = StoreJournal(store, "study", writes=writes)
-        assert found.read_logs(0) == lines(0, 1, 2, 3)
-    monkeypatch.setattr(journal, "LONGEST_CHAIN", 4)
+    for gone in ([], [0, 1], [2]):
+        for number in gone:
+            store.delete(f"study/{number:012d}.jsonl")
+        for writes in (False, True):
+            found = StoreJournal(store, "study", writes=writes)
+            assert found.read_logs(0) == lines(0, 1, 2, 3)
     found.append_logs(lines(4))
-    settle(found)
-    assert store.keys("study/") == ["study/until-000000000005.jsonl"]
-
-
-def test_a_late_join_of_a_writer_that_was_replaced_harms_nothing(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path)
-    old = written(store, 3)
-    new = StoreJournal(store, "study", writes=True)
-    new.append_logs(lines(3))
-    old._join(3, bytes(old._text), [0, 1, 2])
-    assert StoreJournal(store, "study", writes=True).read_logs(0) == lines(0, 1, 2, 3)
+    assert StoreJournal(store, "study", writes=True).read_logs(0) == lines(0, 1, 2, 3, 4)
 
 
 def test_of_two_writers_the_second_is_told(tmp_path: Path) -> None:
     one = written(FolderStore(tmp_path), 1)
     other = StoreJournal(FolderStore(tmp_path), "study", writes=True)
     other.append_logs(lines(1))
-    with pytest.raises(JournalTaken, match="another process has written"):
+    with pytest.raises(LogTaken, match="another process has written"):
         one.append_logs(lines(7))
     assert StoreJournal(FolderStore(tmp_path), "study", writes=False).read_logs(0) == lines(0, 1)
 
@@ -163,7 +132,7 @@ def test_a_reader_writes_nothing(tmp_path: Path) -> None:
 def test_a_study_in_s3_with_readers_beside(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "LONGEST_CHAIN", 16)  # so that it is joined under way
+    monkeypatch.setattr(segments, "FAN_IN", 4)  # so that it is joined under way
     uri = f"s3://{server.bucket}/journal"
     writer = JournalStorage(StoreJournal(open_store(uri), "study", writes=True))
     study = optuna.create_study(study_name="x", storage=writer)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from cluster.storage.fenced import fenced
 from cluster.storage.location import open_store
+from cluster.storage.segments import LogTaken
 from cluster.storage.store import StoreError, StoreUnavailable
 from tuner.campaign import Campaign, StudyUnavailable, database_errors
-from tuner.journal import JournalTaken
 from tuner.settings import parse_campaign
 from tuner.status import CampaignStatus, status_of
 from tuner.study import Job, Outcome, Study, TooManyFailures, Verdict
@@ -74,7 +74,7 @@ class StudyServer:
             except TooManyFailures:
                 raise  # nothing is broken: what is still under way may end
             except (StudyUnavailable, StoreError) as error:
-                final = isinstance(error, StoreUnavailable | JournalTaken)
+                final = isinstance(error, StoreUnavailable | LogTaken)
                 if final or time.monotonic() > end_s:
                     self._broken = error
                     raise

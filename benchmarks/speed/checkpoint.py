@@ -34,7 +34,7 @@ from benchmarks.speed.steps import (
 )
 from benchmarks.table import Result, Row
 from cluster.data.pictures import png
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Run
 from cluster.runs.saver import Saver
 from cluster.storage.location import open_store
@@ -78,7 +78,7 @@ def _stalls(side: Contender, uri: str, name: str, rounds: int) -> Seconds:
     state, settings = side.state, side.state.settings
     side.step(0)  # the optimizers hold something from now on
     run = Run(open_store(uri), name)
-    journal = Journal(run, 0)
+    journal = RunLog(run, 0)
     saver = _Waited(run, settings, journal)
     buffers = [torch.empty_like(tensor) for tensor in tensors_of(state)]
     large = torch.zeros(LARGE_BYTES // 4)

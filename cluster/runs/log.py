@@ -1,7 +1,6 @@
 """The log of a run while it trains: lines go out in the background, and an outage loses none.
 
-A folder takes each line as it comes. An object store cannot append, so there the whole log is
-put again, every few seconds, and the less often the longer it is.
+A folder takes each line as it comes; an object store takes those of a few seconds as one segment.
 """
 
 from __future__ import annotations
@@ -12,18 +11,17 @@ import time
 from collections.abc import Callable
 
 from cluster.runs.run import Record, Run, parse_records
-from cluster.storage.store import BlobMissing, StoreError
+from cluster.storage.store import StoreError
 
 PUT_EVERY_S = 5.0
-PUT_BYTES_PER_S = 2**20  # a longer log is put less often
 AGAIN_S = 2.0  # between two tries while the storage fails
 
 
-class Journal:
-    """Opens metrics.jsonl as it was at `images`; `dropped` is what had been logged beyond.
-    `see` is told of every record that is logged from now on.
+class RunLog:
+    """Opens metrics.jsonl as it was at `images`; `see` gets every record that is logged from now on.
 
-    The only writer while it is open. Safe to use from several threads.
+    `history` is what had been logged up to there, `void` what had been logged beyond. The only
+    writer while it is open. Safe to use from several threads.
 
     Raises:
         StoreError: the log cannot be read.
@@ -32,22 +30,19 @@ class Journal:
     def __init__(
         self, run: Run, images: int, see: Callable[[Record], None] = lambda record: None
     ) -> None:
-        self._run, self._key, self._see = run, run.key("metrics.jsonl"), see
-        try:
-            before = run.store.read(self._key)
-        except BlobMissing:
-            before = b""
+        self._appends, self._file, self._see = run.store.appends, run.log_file(), see
+        before = self._file.read()
         records = parse_records(before)
-        self.kept = [record for record in records if record["images"] <= images]
-        self.dropped = [record for record in records if record["images"] > images]
-        self._text = bytearray().join(_line(record) for record in self.kept)
-        self._stored = len(before) if self._text == before else -1  # -1: put it all anew
+        self.history = [record for record in records if record["images"] <= images]
+        self.void = [record for record in records if record["images"] > images]
+        self._text = bytearray().join(_line(record) for record in self.history)
+        self._passed_on = len(before) if self._text == before else -1  # -1: replace it all
         self._put_at_s = 0.0
         self._closing = False
         self._lock = threading.Lock()  # of the text
         self._putting = threading.Lock()  # of the storage
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="run-log", daemon=True)
         self._thread.start()
 
     def log(self, record: Record) -> None:
@@ -66,27 +61,23 @@ class Journal:
     def flush(self) -> None:
         """Put everything that was logged so far. Raises StoreError."""
         with self._putting:
-            stored = self._stored
-            if stored == len(self._text):
-                return
-            adds = self._run.store.appends and stored >= 0
             with self._lock:
-                data = bytes(self._text[stored:] if adds else self._text)
-            self._stored = -1  # a failure may leave half a line: the next try puts it all anew
-            if adds:
-                self._run.store.append(self._key, data)
-                self._stored = stored + len(data)
+                lines, end = bytes(self._text[max(self._passed_on, 0) :]), len(self._text)
+            if self._passed_on < 0:
+                self._file.replace(lines)
+                self._passed_on = end
             else:
-                self._run.store.write(self._key, data)
-                self._stored = len(data)
+                self._passed_on = end  # where it fails the lines wait in there
+                self._file.append(lines)
             self._put_at_s = time.monotonic()
 
     def close(self) -> None:
-        """Put what is left. Raises StoreError."""
+        """Put what is left, and metrics.jsonl whole. Raises StoreError; may be called again."""
         self._closing = True
         self._wake.set()
         self._thread.join()
         self.flush()
+        self._file.finish()
 
     def _work(self) -> None:
         while not self._closing:
@@ -99,16 +90,13 @@ class Journal:
                 return
             try:
                 self.flush()
-            except StoreError:  # kept for the next try; the saver tells how long this may go on
+            except StoreError:  # tried again; the saver tells how long this may go on
                 time.sleep(AGAIN_S)
                 self._wake.set()
 
     def _due_s(self) -> float:
         """Seconds until the next put."""
-        if self._run.store.appends:
-            return 0.0
-        every_s = max(PUT_EVERY_S, len(self._text) / PUT_BYTES_PER_S)
-        return self._put_at_s + every_s - time.monotonic()
+        return 0.0 if self._appends else self._put_at_s + PUT_EVERY_S - time.monotonic()
 
 
 def _line(record: Record) -> bytes:

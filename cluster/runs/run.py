@@ -20,6 +20,7 @@ import yaml
 from aalnet.errors import CheckpointError, ConfigError
 from aalnet.settings import Settings, identity, parse_settings
 from aalnet.yaml_io import parse_mapping
+from cluster.storage.log_file import LogFile
 from cluster.storage.store import BlobMissing, Store
 
 RUN_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
@@ -88,17 +89,21 @@ class Run:
                 f"{ours[key]!r}; choose another name with --run, or put the old value back"
             )
 
+    def log_file(self) -> LogFile:
+        """The run's log, for who reads on as it grows; a writer takes cluster/runs/log.py."""
+        return LogFile(self.store, self.key("metrics.jsonl"))
+
     def log(self, record: Record) -> None:
         """Append one record to metrics.jsonl while nobody trains (else: cluster/runs/log.py)."""
         line = json.dumps({**record, "time_s": round(time.time(), 3)}) + "\n"
-        self.store.append(self.key("metrics.jsonl"), line.encode())
+        log = self.log_file()
+        log.read()
+        log.append(line.encode())
+        log.finish()
 
     def records(self) -> list[Record]:
         """All whole records so far; a half-written last line is left out."""
-        try:
-            return parse_records(self.store.read(self.key("metrics.jsonl")))
-        except BlobMissing:
-            return []
+        return parse_records(self.log_file().read())
 
     def close_log(self, status: str, error: str | None = None) -> None:
         """Say how the run ended, where its worker 0 could not: it was killed, or failed apart.

@@ -15,7 +15,7 @@ from aalnet.errors import UserError
 from aalnet.settings import Settings
 from aalnet.state import TrainState
 from cluster.runs import checkpoint, retention
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Run
 from cluster.runs.snapshot import Files, Snapshot, snapshot
 from cluster.storage.lease import LeaseLost
@@ -32,8 +32,8 @@ class StorePatienceSpent(StoreError):
 class Saver:
     """The background writer of a run's worker 0. One snapshot under way, one waiting."""
 
-    def __init__(self, run: Run, settings: Settings, journal: Journal) -> None:
-        self._run, self._settings, self._journal = run, settings, journal
+    def __init__(self, run: Run, settings: Settings, run_log: RunLog) -> None:
+        self._run, self._settings, self._run_log = run, settings, run_log
         self._patience_s = settings.failures.storage_patience_s
         self._writing: Snapshot | None = None
         self._waiting: Snapshot | None = None
@@ -165,10 +165,10 @@ class Saver:
             with self._changed:
                 self._pictures.pop(job, None)
             return
-        self._journal.flush()  # what was logged up to a checkpoint is stored when it is
+        self._run_log.flush()  # what was logged up to a checkpoint is stored when it is
         manifest = checkpoint.write(self._run, job)
         asked_at_s, stall_s = self._asked_at_s.pop(job.images_seen)
-        self._journal.log({
+        self._run_log.log({
             "kind": "checkpoint", "images": job.images_seen, "bytes": manifest.size_bytes,
             "seconds": time.perf_counter() - asked_at_s, "stall_s": stall_s,
         })  # fmt: skip
@@ -187,7 +187,7 @@ class Saver:
             self._warn(0, f"left-over blobs stay for now: {error}")
 
     def _warn(self, images: int, text: str) -> None:
-        self._journal.log({"kind": "warning", "images": images, "text": text})
+        self._run_log.log({"kind": "warning", "images": images, "text": text})
 
 
 def _images_of(job: Snapshot | str) -> int:

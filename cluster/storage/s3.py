@@ -156,11 +156,8 @@ class S3Store:
         raise StoreError(f"`{key}` in {self.uri}: other writers kept this one from being written")
 
     def append(self, key: str, data: bytes) -> None:
-        try:
-            before = self.read(key)
-        except BlobMissing:
-            before = b""
-        self.write(key, before + data)
+        """Raises StoreError: nothing can be added to an object (see log_file.py)."""
+        raise StoreError(f"`{key}` in {self.uri}: an object store cannot append")
 
     def entries(self, prefix: str = "") -> list[Entry]:
         pages = self._pages("list_objects_v2", Prefix=self._key(prefix))

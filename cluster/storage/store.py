@@ -46,7 +46,7 @@ class Store(Protocol):
     """Named blobs below one URI. Every method raises StoreError where the storage fails."""
 
     uri: str
-    appends: bool  # an append costs what its data cost, not what the whole blob does
+    appends: bool  # whether `append` can be called: a folder's can, an object store's cannot
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
         """The blob. Raises BlobMissing, BlobTooLarge."""
@@ -68,7 +68,7 @@ class Store(Protocol):
         """
 
     def append(self, key: str, data: bytes) -> None:
-        """Add to the end of a blob (a log of lines); makes it where it is missing."""
+        """Add to the end of a blob, made where it is missing; only where `appends`."""
 
     def entries(self, prefix: str = "") -> list[Entry]:
         """All blobs whose keys start with `prefix`, sorted by key."""

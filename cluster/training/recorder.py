@@ -19,7 +19,7 @@ from aalnet.evaluation import Figures
 from aalnet.state import TrainState
 from cluster.data.pictures import png
 from cluster.runs.goodput import before_start, goodput
-from cluster.runs.log import Journal
+from cluster.runs.log import RunLog
 from cluster.runs.run import Record, Run
 from cluster.runs.saver import Saver
 from cluster.storage.store import StoreError
@@ -47,7 +47,7 @@ class Rank0:
     """What worker 0 alone has: the held-out pairs, the run's log, and what saves its state."""
 
     held_out: HeldOut
-    log: Journal
+    log: RunLog
     saver: Saver
 
 
@@ -67,12 +67,12 @@ class Recorder:
         self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
         if world.rank == 0:
             held_out = HeldOut(state.settings, state.spec, state.device)
-            log = Journal(run, state.images_seen, self.telemetry.see)
+            log = RunLog(run, state.images_seen, self.telemetry.see)
             saver = Saver(run, state.settings, log)
             self._rank0 = Rank0(held_out, log, saver)
             if state.settings.telemetry.tensorboard:
                 self.telemetry.show_on(Board(run, state.images_seen, self._warn))
-            self.telemetry.recall(log.kept)
+            self.telemetry.recall(log.history)
             self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
             self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
         self._started_s = time.perf_counter()
@@ -83,7 +83,7 @@ class Recorder:
         if self._rank0 is None:
             return
         log, images = self._rank0.log, self._state.images_seen
-        before = before_start(log.kept, log.dropped, images, self._launch.at_s)
+        before = before_start(log.history, log.void, images, self._launch.at_s)
         reason = {"cause": "driver", **self._launch.restart_reason()}  # a new launch knows no more
         self.log(
             "start",

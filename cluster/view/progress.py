@@ -6,7 +6,6 @@ import math
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -17,12 +16,11 @@ from rich.text import Text
 
 from cluster.runs.figures import figures, kid_name
 from cluster.runs.log import PUT_EVERY_S
-from cluster.runs.run import Record, Run
+from cluster.runs.run import Record, Run, parse_records
 from cluster.storage.store import StoreError
 
 LINE_EVERY_S = 10.0  # plain train lines, by the records' own time
 LINE_TERMS = 3  # raw terms in a line; the report has them all
-READ_SHARE = 0.1  # share of the time that is spent reading a long log again
 
 
 def follow(
@@ -35,7 +33,8 @@ def follow(
     """Records of a run as they are appended, without the first `from_records` there are now.
 
     Ends after an "end" record that is new, or when `stop` is set, reading once more. A record
-    comes once, also where a resumed run writes its log anew without its last part.
+    comes once, also where a resumed run writes its log anew without its last part. Only what is
+    new is read.
     """
     skipped = {_stamp(record) for record in run.records()[:from_records]}
     if poll_s is None:
@@ -46,29 +45,28 @@ def follow(
 def _follow(
     run: Run, skipped: set[tuple[Any, ...]], poll_s: float, stop: threading.Event
 ) -> Iterator[Record]:
-    seen = set(skipped)
-    records: list[Record] = []
+    log, stamps = run.log_file(), set(skipped)
+    last: Record = {"kind": "start", "images": 0}
     away = False
     while True:
         stopping = stop.is_set()
-        started_at_s = time.monotonic()
+        records: list[Record] = []
         try:
-            records, away = run.records(), False
+            records, away = parse_records(log.read()), False
         except StoreError as error:  # training goes on meanwhile, so this does too
             if not away:
-                at = records[-1]["images"] if records else 0
-                yield {"kind": "warning", "images": at, "text": f"the log cannot be read: {error}"}
+                text = f"the log cannot be read: {error}"
+                yield {"kind": "warning", "images": last["images"], "text": text}
             away = True
-        read_s = time.monotonic() - started_at_s
         for record in records:
-            stamp = _stamp(record)
-            if stamp not in seen:
-                seen.add(stamp)
+            last, stamp = record, _stamp(record)
+            if stamp not in stamps:
+                stamps.add(stamp)
                 yield record
-        ended = records and records[-1]["kind"] == "end" and _stamp(records[-1]) not in skipped
+        ended = last["kind"] == "end" and _stamp(last) not in skipped
         if ended or stopping:
             return
-        stop.wait(max(poll_s, read_s / READ_SHARE))
+        stop.wait(poll_s)
 
 
 def _stamp(record: Record) -> tuple[Any, ...]:

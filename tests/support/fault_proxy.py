@@ -82,6 +82,7 @@ class FaultProxy:
     def __init__(self, upstream: str, rule: Rule | None = None) -> None:
         self.rule = rule or Rule()
         self.requests: Counter[str] = Counter()  # by kind, failed ones too
+        self.bytes: Counter[str] = Counter()  # of their bodies
         self.faults: Counter[str] = Counter()
         self.under_way: Counter[str] = Counter()
         self.lock = threading.Lock()
@@ -106,9 +107,11 @@ class FaultProxy:
         """Start counting anew."""
         with self.lock:
             self.requests.clear()
+            self.bytes.clear()
             self.faults.clear()
 
     def close(self) -> None:
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -148,6 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = self._request(length)
         with proxy.lock:
             proxy.requests[request.kind] += 1
+            proxy.bytes[request.kind] += request.bytes
             proxy.under_way[request.kind] += 1
         try:
             fault = proxy.rule.fault(request)
