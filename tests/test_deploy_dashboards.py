@@ -56,7 +56,7 @@ def test_the_committed_files_are_what_the_code_makes() -> None:
     assert {path.stem for path in PATHS} == set(DASHBOARDS)
     for path in PATHS:
         written = path.read_text(encoding="utf-8")
-        assert written == DASHBOARDS[path.stem](), "python -m deploy.dashboards writes them anew"
+        assert written == DASHBOARDS[path.stem], "python -m deploy.dashboards writes them anew"
 
 
 @BOARDS

@@ -7,7 +7,7 @@ import pytest
 
 from aalnet.errors import ConfigError
 from tests.support.tiny_campaigns import campaign_settings
-from tuner.capacity import Node, slots
+from tuner.capacity import Node, find_slots
 from tuner.settings import CampaignSettings
 
 
@@ -33,20 +33,20 @@ def settings_of(**overrides: Any) -> CampaignSettings:
 def test_as_many_at_once_as_fit(
     workers: int, nodes: list[Node], at_once: int, cpus: int, gpus: int
 ) -> None:
-    found = slots(settings_of(workers=workers), nodes, "here")
-    assert (found.at_once, found.cpus, found.gpus) == (at_once, cpus, gpus)
+    slots = find_slots(settings_of(workers=workers), nodes, "here")
+    assert (slots.at_once, slots.cpus, slots.gpus) == (at_once, cpus, gpus)
 
 
 def test_a_trial_gets_no_more_cores_than_one_node_has() -> None:
-    found = slots(settings_of(trials_at_once=1), [Node(2, 0), Node(4, 0), Node(2, 0)], "here")
-    assert found.resources == {"CPU": 4}
-    found = slots(settings_of(trials_at_once=3), [Node(2, 0), Node(4, 0), Node(2, 0)], "here")
-    assert found.resources == {"CPU": 2}
+    slots = find_slots(settings_of(trials_at_once=1), [Node(2, 0), Node(4, 0), Node(2, 0)], "here")
+    assert slots.resources == {"CPU": 4}
+    slots = find_slots(settings_of(trials_at_once=3), [Node(2, 0), Node(4, 0), Node(2, 0)], "here")
+    assert slots.resources == {"CPU": 2}
 
 
 def test_a_nested_trial_asks_for_nothing_that_its_workers_need() -> None:
-    found = slots(settings_of(workers=2), [Node(2, 0)], "here")
-    assert found.resources == {"CPU": 0, "node:__internal_head__": 0.001}
+    slots = find_slots(settings_of(workers=2), [Node(2, 0)], "here")
+    assert slots.resources == {"CPU": 0, "node:__internal_head__": 0.001}
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_what_never_fits_is_refused(
     overrides: dict[str, Any], nodes: list[Node], told: str
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        slots(settings_of(**overrides), nodes, "here")
+        find_slots(settings_of(**overrides), nodes, "here")

@@ -19,9 +19,9 @@ from tests.support.tiny_runs import aalnet, write_data
 from tuner.commands.campaigns import app
 from tuner.commands.tune import _require_result
 from tuner.dashboard import dashboard
-from tuner.report import load_status
 from tuner.schema import campaign_schema
 from tuner.settings import load_campaign
+from tuner.status import load_status
 from tuner.study import TooManyFailures
 
 OUTCOMES = ["complete", "pruned", "fail", "complete", "running"]

@@ -11,14 +11,14 @@ import pytest
 from aalnet.errors import CheckpointError, ConfigError
 from cluster.storage.folder import FolderStore
 from tests.support.postgres_server import PASSWORD, PostgresServer, postgres_server, programs
-from tests.support.tiny_campaigns import campaign_settings, finished, jobs, open_study, told
+from tests.support.tiny_campaigns import campaign_settings, figure_of, finished, open_study, runs
 from tuner import campaign
 from tuner import server as study_server
 from tuner.campaign import Campaign, StudyUnavailable, find_campaign, without_password
 from tuner.search import sampler
 from tuner.server import StudyServer
 from tuner.settings import CampaignSettings
-from tuner.study import Study
+from tuner.study import CampaignStudy
 
 DATA = Path("data")  # nothing is read of it
 
@@ -51,12 +51,12 @@ def settings_of(**budget: Any) -> CampaignSettings:
     return campaign_settings(DATA, {f"budget.{key}": value for key, value in budget.items()})
 
 
-def run_all(study: Study) -> None:
-    for job in jobs(study):
-        study.end(job, finished(told(job)))
+def run_all(study: CampaignStudy) -> None:
+    for run in runs(study):
+        study.tell(run, finished(figure_of(run)))
 
 
-def params(study: Study) -> list[dict[str, Any]]:
+def params(study: CampaignStudy) -> list[dict[str, Any]]:
     return [trial.params for trial in study.study.get_trials(deepcopy=False)]
 
 
@@ -67,9 +67,9 @@ def test_it_suggests_as_the_journal_does_across_crashes(
     whole = open_study(tmp_path / "journal", settings)
     run_all(whole)
     study = open_study(tmp_path, settings, "crashes", database.url)
-    for job in jobs(study):
-        study.end(job, finished(told(job)))
-        if job.trial == 3:
+    for run in runs(study):
+        study.tell(run, finished(figure_of(run)))
+        if run.trial == 3:
             break
     half = study.study.ask()  # it dies with two of five parameters told
     study.study.sampler = sampler(settings, half.number, study._space)
@@ -85,14 +85,14 @@ def test_a_restart_of_the_server_is_waited_for(database: PostgresServer, tmp_pat
     server = StudyServer(
         str(tmp_path), None, "restarts", database.url, settings_of(trials=2).to_dict()
     )
-    kind, job = server.next()
-    assert (kind, job is not None) == ("job", True)
+    kind, run = server.ask()
+    assert (kind, run is not None) == ("run", True)
     database.stop()
     back = threading.Timer(3.0, database.start)
     back.start()
     try:
-        assert job is not None
-        assert server.report(job, 16, {"kid_lite0": 0.5}) == "go on"
+        assert run is not None
+        assert server.report(run, 16, {"kid_lite0": 0.5}) == "go on"
     finally:
         back.join()
     assert server.status().rows[0].values == (0.5,)
@@ -103,12 +103,12 @@ def test_a_server_that_stays_away_ends_it_with_one_line(
 ) -> None:
     monkeypatch.setattr(study_server, "PATIENCE_S", 2.0)
     server = StudyServer(str(tmp_path), None, "away", database.url, settings_of(trials=2).to_dict())
-    _, job = server.next()
+    _, run = server.ask()
     database.stop()
     try:
         started_s = time.monotonic()
         with pytest.raises(StudyUnavailable) as caught:
-            server.report(job or {}, 16, {"kid_lite0": 0.5})
+            server.report(run or {}, 16, {"kid_lite0": 0.5})
         assert time.monotonic() - started_s < 30
         assert PASSWORD not in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -133,7 +133,7 @@ def test_the_campaign_tells_where_its_study_is(database: PostgresServer, tmp_pat
     Campaign(store, "told", database.url).claim(settings_of())
     with pytest.raises(ConfigError, match=f"give --study {without_password(database.url)}"):
         find_campaign(store, "told")
-    assert find_campaign(store, "told", database.url).kept_in() == without_password(database.url)
+    assert find_campaign(store, "told", database.url).study_url() == without_password(database.url)
     assert PASSWORD not in store.read("campaigns/told/study.json").decode()
 
 

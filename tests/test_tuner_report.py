@@ -9,11 +9,11 @@ import pytest
 
 from aalnet.settings import load_settings
 from cluster.storage.folder import FolderStore
-from tests.support.made_campaigns import BASE, IMAGES, RUNG, campaign_settings, made_campaign
-from tuner.best import winner
-from tuner.report import costs, repeated, write_report
+from tests.support.made_campaigns import IMAGES, RUNG, campaign_settings, made_campaign
+from tuner.best import choose
+from tuner.report import costs, write_report
 from tuner.settings import CampaignSettings
-from tuner.status import CampaignStatus, build_status
+from tuner.status import CampaignStatus, RepeatResults, build_status, load_status, repeats_of
 
 SEVERAL = {
     "objectives": [
@@ -55,11 +55,12 @@ def status_of(
     outcomes: Sequence[str],
     settings: CampaignSettings,
     repeats: dict[int, list[float]] | None = None,
-) -> tuple[CampaignStatus, dict[str, Any]]:
+) -> tuple[CampaignStatus, RepeatResults]:
     campaign = made_campaign(FolderStore(folder), "mine", outcomes, settings, repeats)
     (study,) = campaign.open_storage(writes=False).get_all_studies()
     trials = campaign.open_storage(writes=False).get_all_trials(study._study_id)
-    return build_status("mine", settings, trials, study.user_attrs), study.user_attrs
+    attributes = study.user_attrs
+    return build_status("mine", settings, trials, attributes), repeats_of(attributes)
 
 
 @pytest.mark.parametrize("state", STATES)
@@ -106,7 +107,7 @@ def test_best_yaml_makes_the_winner_again(tmp_path: Path) -> None:
     path.write_bytes(store.read("campaigns/usual/best.yaml"))
     settings = load_settings(path)
     status, _ = status_of(tmp_path / "again", USUAL, campaign_settings())
-    params = winner(status, campaign_settings()).params
+    params = choose(status, campaign_settings()).params
     assert settings.objective.eta == params["objective.eta"]
     assert params["objective.K"] == settings.objective.K
     assert settings.run.images == IMAGES
@@ -118,34 +119,35 @@ def test_best_yaml_makes_the_winner_again(tmp_path: Path) -> None:
 
 def test_the_winner_has_the_best_mean_of_those_with_repeats(tmp_path: Path) -> None:
     # Trial 0 is the best with its own seed, and was lucky; trial 2 was never run again.
-    status, attributes = status_of(
-        tmp_path, ["complete"] * 3, campaign_settings(), {0: [0.3, 0.2], 1: [0.12, 0.1]}
-    )
-    best = winner(status, campaign_settings())
-    assert (best.number, best.repeats) == (1, (0.12, 0.1))
-    rows = [row for row in status.rows if row.repeats]
-    (lucky, steady) = repeated(rows, attributes, seed=0)
-    assert lucky.values == {0: 0.1, 1: 0.3, 2: 0.2}
-    assert (lucky.mean, lucky.deviation) == (pytest.approx(0.2), pytest.approx(0.1))
-    assert steady.mean == pytest.approx(0.11)
+    settings, store = campaign_settings(), FolderStore(tmp_path)
+    repeats = {0: [0.3, 0.2], 1: [0.12, 0.1]}
+    campaign = made_campaign(store, "mine", ["complete"] * 3, settings, repeats)
+    best = choose(load_status(campaign, settings)[0], settings)
+    assert (best.number, best.repeats) == (1, {1: 0.12, 2: 0.1})
+    assert best.mean == pytest.approx(0.11)
+    page = write_report(campaign, settings).decode()
+    _, _, table = page.partition("Again, with other seeds")
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)[:3]
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in rows]
+    assert cells == [
+        ["trial", "seed 0", "seed 1", "seed 2", "mean", "standard deviation"],
+        ["1", "0.110", "0.120", "0.100", "0.110", "0.0100"],
+        ["0", "0.100", "0.300", "0.200", "0.200", "0.100"],
+    ]
 
 
 def test_the_winner_of_what_should_be_large(tmp_path: Path) -> None:
     settings = campaign_settings({"objectives": [{"figure": "ssim", "direction": "maximise"}]})
     status, _ = status_of(tmp_path, ["complete", "complete", "fail"], settings)
-    assert winner(status, settings).number == 1
+    assert choose(status, settings).number == 1
     assert status.best == {"ssim": pytest.approx(0.11)}
 
 
 def test_costs_by_how_trials_ended(tmp_path: Path) -> None:
     outcomes = ["complete", "pruned", "pruned", "fail"]
-    status, attributes = status_of(tmp_path, outcomes, campaign_settings(), {0: [0.1]})
-    found = {share.kind: (share.trials, share.images) for share in costs(status, attributes)}
-    assert found == {
+    status, repeats = status_of(tmp_path, outcomes, campaign_settings(), {0: [0.1]})
+    work = {row.kind: (row.trials, row.images) for row in costs(status, repeats)}
+    assert work == {
         "complete": (1, IMAGES), "pruned": (2, 2 * RUNG), "fail": (1, 1200), "repeats": (1, IMAGES),
     }  # fmt: skip
-    assert sum(images for _, images in found.values()) == status.images
-
-
-def test_base_of_the_made_campaigns_prunes() -> None:
-    assert campaign_settings().first_rung_images == RUNG == BASE["run"]["checkpoint_every_images"]
+    assert sum(images for _, images in work.values()) == status.images

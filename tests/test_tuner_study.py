@@ -12,16 +12,16 @@ from tests.support.tiny_campaigns import (
     IMAGES,
     campaign_settings,
     failed,
+    figure_of,
     finished,
-    jobs,
     open_study,
-    told,
+    runs,
 )
 from tuner.campaign import Campaign
 from tuner.search import sampler
 from tuner.settings import CampaignSettings
-from tuner.status import by_mean, status_of
-from tuner.study import REASON, STOPPED_AT, Job, Outcome, Study, TooManyFailures
+from tuner.status import by_mean
+from tuner.study import REASON, STOPPED_AT, CampaignStudy, Outcome, TooManyFailures, TrialRun
 
 DATA = Path("data")  # nothing is read of it
 
@@ -30,17 +30,17 @@ def settings_of(**overrides: Any) -> CampaignSettings:
     return campaign_settings(DATA, {key.replace("__", "."): v for key, v in overrides.items()})
 
 
-def states(study: Study) -> list[str]:
+def states(study: CampaignStudy) -> list[str]:
     return [trial.state.name for trial in study.study.get_trials(deepcopy=False)]
 
 
-def params(study: Study) -> list[dict[str, Any]]:
+def params(study: CampaignStudy) -> list[dict[str, Any]]:
     return [trial.params for trial in study.study.get_trials(deepcopy=False)]
 
 
-def run_all(study: Study) -> None:
-    for job in jobs(study):
-        study.end(job, finished(told(job)))
+def run_all(study: CampaignStudy) -> None:
+    for run in runs(study):
+        study.tell(run, finished(figure_of(run)))
 
 
 # What is tried
@@ -89,10 +89,10 @@ def test_suggestions_are_the_same_across_a_crash(tmp_path: Path, after: int) -> 
     whole = open_study(tmp_path / "whole", settings)
     run_all(whole)
     study = open_study(tmp_path / "killed", settings)
-    for job in jobs(study):
-        if job.trial == after:
+    for run in runs(study):
+        if run.trial == after:
             break  # it is under way when the process dies
-        study.end(job, finished(told(job)))
+        study.tell(run, finished(figure_of(run)))
     again = open_study(tmp_path / "killed", settings)
     run_all(again)
     assert params(again) == params(whole)
@@ -104,9 +104,9 @@ def test_no_two_suggestions_are_alike(tmp_path: Path) -> None:
     for _ in range(6):  # a new process for every two
         study = open_study(tmp_path, settings)
         for _ in range(2):
-            job = study.next()
-            assert job is not None
-            study.end(job, finished(told(job)))
+            run = study.ask()
+            assert run is not None
+            study.tell(run, finished(figure_of(run)))
     distinct = {tuple(sorted(each.items())) for each in params(study)}
     assert len(distinct) == 12
 
@@ -120,9 +120,9 @@ def test_a_trial_left_in_the_middle_of_its_suggestion_is_completed_alike(
     whole = open_study(tmp_path / "whole", settings)
     run_all(whole)
     study = open_study(tmp_path / "half", settings)
-    for job in jobs(study):
-        study.end(job, finished(told(job)))
-        if job.trial == 3:
+    for run in runs(study):
+        study.tell(run, finished(figure_of(run)))
+        if run.trial == 3:
             break
     half = study.study.ask()
     study.study.sampler = sampler(settings, half.number, study._space)
@@ -153,14 +153,14 @@ def test_a_warm_start_from_nothing_is_refused(tmp_path: Path) -> None:
 def test_no_trial_starts_after_the_wall_time(tmp_path: Path) -> None:
     settings = settings_of(budget__seconds=100.0)
     study = open_study(tmp_path, settings)
-    job = study.next()
-    assert job is not None
-    study._began_s -= 200
-    assert study.next() is None
+    run = study.ask()
+    assert run is not None
+    study._started_s -= 200
+    assert study.ask() is None
     assert not study.over
-    study.end(job, finished(1.0))
+    study.tell(run, finished(1.0))
     assert study.over
-    assert open_study(tmp_path, settings).next() is None  # over all starts together
+    assert open_study(tmp_path, settings).ask() is None  # over all starts together
 
 
 def test_more_trials_are_asked_for_later(tmp_path: Path) -> None:
@@ -176,33 +176,33 @@ def test_more_trials_are_asked_for_later(tmp_path: Path) -> None:
 def test_trials_in_flight_go_on_and_finished_ones_are_kept_once(tmp_path: Path) -> None:
     settings = settings_of()
     study = open_study(tmp_path, settings)
-    first, second = study.next(), study.next()
+    first, second = study.ask(), study.ask()
     assert first is not None
     assert second is not None
-    study.end(first, finished(0.5))
+    study.tell(first, finished(0.5))
     again = open_study(tmp_path, settings)
-    resumed = again.next()
+    resumed = again.ask()
     assert resumed == second
     assert states(again)[:2] == ["COMPLETE", "RUNNING"]
 
 
 def test_what_is_told_twice_counts_once(tmp_path: Path) -> None:
     study = open_study(tmp_path, settings_of())
-    job = study.next()
-    assert job is not None
-    study.end(job, finished(0.5))
-    study.end(job, finished(0.7))
-    study.end(job, failed("late"))
+    run = study.ask()
+    assert run is not None
+    study.tell(run, finished(0.5))
+    study.tell(run, finished(0.7))
+    study.tell(run, failed("late"))
     assert [trial.values for trial in study.study.trials if trial.values] == [[0.5]]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_fails_with_its_reason(tmp_path: Path, value: float) -> None:
     study = open_study(tmp_path, settings_of())
-    job = study.next()
-    assert job is not None
-    study.report(job, 16, {"kid_lite0": value})
-    study.end(job, finished(value))
+    run = study.ask()
+    assert run is not None
+    study.report(run, 16, {"kid_lite0": value})
+    study.tell(run, finished(value))
     trial = study.study.trials[0]
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs[REASON] == f"kid_lite0 is {value}"
@@ -211,9 +211,9 @@ def test_what_is_not_finite_fails_with_its_reason(tmp_path: Path, value: float) 
 
 def test_a_figure_that_is_never_reported_fails_with_its_reason(tmp_path: Path) -> None:
     study = open_study(tmp_path, settings_of())
-    job = study.next()
-    assert job is not None
-    study.end(job, Outcome("finished", {"l1": 0.1}))
+    run = study.ask()
+    assert run is not None
+    study.tell(run, Outcome("finished", {"l1": 0.1}))
     assert study.study.trials[0].user_attrs[REASON] == "kid_lite0 is never reported"
 
 
@@ -221,20 +221,20 @@ def test_trials_that_fail_one_after_the_other_end_the_campaign(tmp_path: Path) -
     settings = settings_of(budget__trials=9, failures_in_a_row=3)
     study = open_study(tmp_path, settings)
     for _ in range(3):
-        job = study.next()
-        assert job is not None
-        study.end(job, failed("no such disk"))
+        run = study.ask()
+        assert run is not None
+        study.tell(run, failed("no such disk"))
     with pytest.raises(TooManyFailures, match=r"last 3 trials .* failed, .*: no such disk"):
-        study.next()
+        study.ask()
     with pytest.raises(TooManyFailures):
-        open_study(tmp_path, settings).next()
-    assert open_study(tmp_path, settings_of(budget__trials=9, failures_in_a_row=5)).next()
+        open_study(tmp_path, settings).ask()
+    assert open_study(tmp_path, settings_of(budget__trials=9, failures_in_a_row=5)).ask()
 
 
 def test_failures_between_successes_do_not_end_it(tmp_path: Path) -> None:
     study = open_study(tmp_path, settings_of(budget__trials=7, failures_in_a_row=2))
-    for job in jobs(study):
-        study.end(job, failed("once") if job.trial % 2 else finished(0.1))
+    for run in runs(study):
+        study.tell(run, failed("once") if run.trial % 2 else finished(0.1))
     assert states(study).count("FAIL") == 3
     assert study.over
 
@@ -242,29 +242,29 @@ def test_failures_between_successes_do_not_end_it(tmp_path: Path) -> None:
 def test_a_campaign_of_failures_alone_ends_so_however_short(tmp_path: Path) -> None:
     study = open_study(tmp_path, settings_of(budget__trials=2))
     for _ in range(2):
-        job = study.next()
-        assert job is not None
-        study.end(job, failed("broken"))
+        run = study.ask()
+        assert run is not None
+        study.tell(run, failed("broken"))
     with pytest.raises(TooManyFailures, match="the last 2 trials"):
-        study.next()
+        study.ask()
 
 
 def test_a_stopped_job_is_given_out_again(tmp_path: Path) -> None:
     study = open_study(tmp_path, settings_of())
-    job = study.next()
-    assert job is not None
-    study.end(job, Outcome("stopped"))
+    run = study.ask()
+    assert run is not None
+    study.tell(run, Outcome("stopped"))
     assert states(study)[0] == "RUNNING"
-    assert open_study(tmp_path, settings_of()).next() == job
+    assert open_study(tmp_path, settings_of()).ask() == run
 
 
 def test_every_trial_has_its_settings_seed_run_and_cost(tmp_path: Path) -> None:
     study = open_study(tmp_path, settings_of())
-    job = study.next()
-    assert job is not None
+    run = study.ask()
+    assert run is not None
     files = {"settings": "s", "checkpoints": ["c"], "grid": "g"}
     done = finished(0.5, l1=0.25)
-    study.end(job, Outcome("finished", done.evaluation, done.cost, files=files))
+    study.tell(run, Outcome("finished", done.evaluation, done.cost, files=files))
     attributes = study.study.trials[0].user_attrs
     assert attributes["run"] == "tiny-0000"
     assert attributes["seed"] == 0
@@ -280,20 +280,20 @@ def asha(**more: Any) -> CampaignSettings:
     return settings_of(budget__trials=8, pruning={"kind": "asha", **more})
 
 
-def start(study: Study) -> Job:
-    job = study.next()
-    assert job is not None
-    return job
+def start(study: CampaignStudy) -> TrialRun:
+    run = study.ask()
+    assert run is not None
+    return run
 
 
 def test_asha_stops_what_is_worse_than_half_of_its_rung(tmp_path: Path) -> None:
     study = open_study(tmp_path, asha())
     verdicts = []
     for value in (0.5, 0.6, 0.4, 0.45, 0.3):
-        job = start(study)
-        verdicts.append(study.report(job, 16, {"kid_lite0": value}))
+        run = start(study)
+        verdicts.append(study.report(run, 16, {"kid_lite0": value}))
         done = verdicts[-1] == "prune"
-        study.end(job, Outcome("pruned", {"kid_lite0": value}) if done else finished(value))
+        study.tell(run, Outcome("pruned", {"kid_lite0": value}) if done else finished(value))
     # 0.6 is not the best of two; 0.45 is among the best two of four; 0.3 is the best.
     assert verdicts == ["go on", "prune", "go on", "go on", "go on"]
     assert states(study)[:5] == ["COMPLETE", "PRUNED", "COMPLETE", "COMPLETE", "COMPLETE"]
@@ -303,42 +303,42 @@ def test_asha_stops_what_is_worse_than_half_of_its_rung(tmp_path: Path) -> None:
 def test_rungs_are_there_again_after_a_crash(tmp_path: Path) -> None:
     study = open_study(tmp_path, asha())
     for value in (0.5, 0.4):
-        job = start(study)
-        study.report(job, 16, {"kid_lite0": value})
-        study.end(job, finished(value))
+        run = start(study)
+        study.report(run, 16, {"kid_lite0": value})
+        study.tell(run, finished(value))
     again = open_study(tmp_path, asha())
     assert again.report(start(again), 16, {"kid_lite0": 0.6}) == "prune"
 
 
 def test_a_verdict_outlives_the_process_that_gave_it(tmp_path: Path) -> None:
     study = open_study(tmp_path, asha())
-    job = start(study)
-    study.report(job, 16, {"kid_lite0": 0.5})
+    run = start(study)
+    study.report(run, 16, {"kid_lite0": 0.5})
     worse = start(study)
     assert study.report(worse, 16, {"kid_lite0": 0.9}) == "prune"
     again = open_study(tmp_path, asha())
     assert [start(again).trial, start(again).trial] == [0, 1]
     assert again.report(worse, 16, {"kid_lite0": 0.9}) == "prune"
     assert again.study.trials[1].user_attrs[STOPPED_AT] == 16
-    assert again.report(job, 16, {"kid_lite0": 0.5}) == "go on"
+    assert again.report(run, 16, {"kid_lite0": 0.5}) == "go on"
 
 
 def test_nothing_is_stopped_at_its_own_end(tmp_path: Path) -> None:
     study = open_study(tmp_path, asha())
     for value in (0.1, 0.05):
-        job = start(study)
-        assert study.report(job, 16, {"kid_lite0": value}) == "go on"
-        assert study.report(job, IMAGES, {"kid_lite0": value + 1}) == "go on"
-        study.end(job, finished(value + 1))
+        run = start(study)
+        assert study.report(run, 16, {"kid_lite0": value}) == "go on"
+        assert study.report(run, IMAGES, {"kid_lite0": value + 1}) == "go on"
+        study.tell(run, finished(value + 1))
 
 
 def test_median_stops_what_is_worse_than_the_median(tmp_path: Path) -> None:
     rules = {"kind": "median", "startup_trials": 3}
     study = open_study(tmp_path, settings_of(budget__trials=8, pruning=rules))
     for value in (0.3, 0.4, 0.5):
-        job = start(study)
-        assert study.report(job, 16, {"kid_lite0": value}) == "go on"
-        study.end(job, finished(value))
+        run = start(study)
+        assert study.report(run, 16, {"kid_lite0": value}) == "go on"
+        study.tell(run, finished(value))
     assert study.report(start(study), 16, {"kid_lite0": 0.45}) == "prune"
     assert study.report(start(study), 16, {"kid_lite0": 0.35}) == "go on"
 
@@ -360,17 +360,17 @@ def test_the_best_are_repeated_with_other_seeds_and_ranked_by_mean(tmp_path: Pat
     study = open_study(tmp_path, settings)
     values = [0.4, 0.1, 0.2, 0.3]
     repeats = []
-    for job in jobs(study):
-        if job.repeat_seed is None:
-            study.end(job, finished(values[job.trial]))
+    for run in runs(study):
+        if run.repeat_seed is None:
+            study.tell(run, finished(values[run.trial]))
         else:
-            repeats.append((job.trial, job.repeat_seed, job.run))
-            assert job.settings["run"]["seed"] == job.repeat_seed
-            study.end(job, finished(0.9 if job.trial == 1 else 0.15))
+            repeats.append((run.trial, run.repeat_seed, run.run))
+            assert run.settings["run"]["seed"] == run.repeat_seed
+            study.tell(run, finished(0.9 if run.trial == 1 else 0.15))
     names = [f"tiny-000{trial}-seed-{seed}" for trial, seed, _ in repeats]
     assert repeats == [(1, 1, names[0]), (1, 2, names[1]), (2, 1, names[2]), (2, 2, names[3])]
     assert study.over
-    best = by_mean(status_of(study).rows, settings)
+    best = by_mean(study.status().rows, settings)
     assert [row.number for row in best][:2] == [2, 1]
     assert best[0].mean == pytest.approx((0.2 + 0.15 + 0.15) / 3)
 
@@ -380,12 +380,12 @@ def test_repeats_are_made_once_across_crashes(tmp_path: Path) -> None:
     made = []
     for _ in range(6):
         study = open_study(tmp_path, settings)
-        job = study.next()
-        if job is None:
+        run = study.ask()
+        if run is None:
             break
-        made.append(job.run)
-        study.end(job, finished(told(job)))
-        study.next()  # and dies with another under way
+        made.append(run.run)
+        study.tell(run, finished(figure_of(run)))
+        study.ask()  # and dies with another under way
     assert len(made) == len(set(made)) == 4
 
 
@@ -393,9 +393,9 @@ def test_several_objectives_give_a_front(tmp_path: Path) -> None:
     objectives = [{"figure": "kid_lite0"}, {"figure": "diversity", "direction": "maximise"}]
     settings = settings_of(objectives=objectives, budget__trials=3)
     study = open_study(tmp_path, settings)
-    for job, pair in zip(jobs(study), [(0.1, 0.2), (0.2, 0.4), (0.3, 0.1)], strict=True):
-        assert study.report(job, 16, {"kid_lite0": 9.0, "diversity": 0.0}) == "go on"
-        study.end(job, finished(pair[0], diversity=pair[1]))
+    for run, pair in zip(runs(study), [(0.1, 0.2), (0.2, 0.4), (0.3, 0.1)], strict=True):
+        assert study.report(run, 16, {"kid_lite0": 9.0, "diversity": 0.0}) == "go on"
+        study.tell(run, finished(pair[0], diversity=pair[1]))
     assert [trial.number for trial in study.study.best_trials] == [0, 1]
 
 
@@ -405,8 +405,8 @@ def test_several_objectives_repeat_with_a_seed(tmp_path: Path, kind: str) -> Non
     settings = settings_of(objectives=objectives, sampler__kind=kind, budget__trials=6)
     studies = [open_study(tmp_path / name, settings) for name in "ab"]
     for study in studies:
-        for job in jobs(study):
-            study.end(job, finished(told(job), l1=job.settings["objective"]["beta"]))
+        for run in runs(study):
+            study.tell(run, finished(figure_of(run), l1=run.settings["objective"]["beta"]))
     assert params(studies[0]) == params(studies[1])
 
 

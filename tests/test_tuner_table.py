@@ -1,18 +1,16 @@
-"""A campaign on a terminal and in a log: what it says, and that it says it once."""
+"""A campaign in plain lines: what they say, and that they say it once."""
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from cluster.storage.folder import FolderStore
 from tests.support.made_campaigns import REASON, campaign_settings
 from tests.test_tuner_report import status_of
 from tuner.campaign import Campaign
 from tuner.status import CampaignStatus
-from tuner.table import CampaignView, budget, headline, line, plan, screen
+from tuner.table import CampaignLines, budget_line, headline, plan_lines, trial_line
 
 OUTCOMES = ["complete", "complete", "pruned", "fail", "running"]
 
@@ -22,19 +20,13 @@ def status(tmp_path: Path) -> CampaignStatus:
     return status_of(tmp_path, OUTCOMES, campaign_settings(), {0: [0.2, 0.3]})[0]
 
 
-def shown(status: CampaignStatus, width: int) -> str:
-    out = io.StringIO()
-    Console(file=out, width=width, highlight=False).print(screen(status, campaign_settings()))
-    return out.getvalue()
-
-
 def test_plan_says_what_is_searched_for_what_and_how_long(tmp_path: Path) -> None:
     settings = campaign_settings({
         "budget": {"trials": 12, "images": 9600, "seconds": 3600},
         "space": {"objective.eta": {"low": 0.1, "high": 1, "log": True},
                   "objective.K": {"choices": [2, 4]}},
     })  # fmt: skip
-    text = "\n".join(plan(Campaign(FolderStore(tmp_path), "mine"), settings))
+    text = "\n".join(plan_lines(Campaign(FolderStore(tmp_path), "mine"), settings))
     assert "objective.eta (0.1 to 1, log), objective.K (2 | 4)" in text
     assert "minimise kid_lite0" in text
     assert "12 of 9,600 images, none starts after 3,600 s; tpe" in text
@@ -44,7 +36,7 @@ def test_plan_says_what_is_searched_for_what_and_how_long(tmp_path: Path) -> Non
 
 def test_plan_of_what_is_switched_off(tmp_path: Path) -> None:
     values = {"pruning": {"kind": "none"}, "repeats": {"top": 0}}
-    text = "\n".join(plan(Campaign(FolderStore(tmp_path), "mine"), campaign_settings(values)))
+    text = "\n".join(plan_lines(Campaign(FolderStore(tmp_path), "mine"), campaign_settings(values)))
     assert "pruning  none" in text
     assert "repeats  none" in text
 
@@ -55,19 +47,10 @@ def test_headline_and_budget(status: CampaignStatus) -> None:
     assert "repeats 2/4" in text
     # 1,500 s for 4 trials and 2 repeats: 14 are left at 250 s each.
     assert text.endswith("58m20s left")
-    assert budget(status) == "spent 25m00s, 42,000 images"
+    assert budget_line(status) == "spent 25m00s, 42,000 images"
     limited = replace(status, budget_s=1800.0, gpu_seconds=3600.0)
     assert headline(limited).endswith("5m00s left")
-    assert budget(limited) == "spent 25m00s of 30m00s, 42,000 images, 1h00m of GPUs"
-
-
-def test_screen_fits_a_small_terminal(status: CampaignStatus) -> None:
-    text = shown(status, 80)
-    assert "…" not in text
-    rows = text.splitlines()
-    assert [row.split()[0] for row in rows if row.lstrip()[:1].isdigit()][-3:] == ["0", "1", "4"]
-    assert "0.200 (3)" in text
-    assert "spent 25m00s" in rows[-1]
+    assert budget_line(limited) == "spent 25m00s of 30m00s, 42,000 images, 1h00m of GPUs"
 
 
 def test_lines_elsewhere_tell_each_change_once(
@@ -76,7 +59,7 @@ def test_lines_elsewhere_tell_each_change_once(
     settings = campaign_settings()
     running = replace(status.rows[3], state="running", values=(), reason="", images=0)
     before = replace(status, rows=(*status.rows[:3], running, status.rows[4]), repeats_made=0)
-    with CampaignView(settings) as view:
+    with CampaignLines(settings) as view:
         for state in (before, before, status, status):
             view.show(state)
     lines = capsys.readouterr().out.splitlines()
@@ -89,6 +72,6 @@ def test_lines_elsewhere_tell_each_change_once(
 
 
 def test_a_line_of_a_pruned_trial_says_where_it_stood(status: CampaignStatus) -> None:
-    text = line(status.rows[2], campaign_settings())
+    text = trial_line(status.rows[2], campaign_settings())
     assert text.startswith("trial   2 pruned")
     assert text.endswith("-> kid_lite0 0.270 at 2,400 images")

@@ -72,7 +72,7 @@ def typed(*arguments: str, code: int = 0) -> str:
 def test_the_page_tells_what_the_study_knows(
     campaign: Campaign, settings: CampaignSettings, width: int
 ) -> None:
-    from tuner.report import load_status
+    from tuner.status import load_status
 
     found, _ = load_status(campaign, settings)
     out = io.StringIO()
@@ -90,7 +90,7 @@ def test_the_page_tells_what_the_study_knows(
 def test_a_second_look_at_a_study_reads_what_is_new_alone(
     campaign: Campaign, settings: CampaignSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tuner.report import load_status, read_status
+    from tuner.status import current_status, load_status
 
     read: list[str] = []
     really = FolderStore.read
@@ -103,7 +103,7 @@ def test_a_second_look_at_a_study_reads_what_is_new_alone(
     found, study = load_status(campaign, settings)
     assert read  # the journal
     read.clear()
-    again = read_status(campaign, settings, study)
+    again = current_status(campaign, settings, study)
     assert read == []
     assert again.states == found.states
 

@@ -1,1 +1,1 @@
-"""Campaigns: Ray Tune runs the trials, an Optuna study keeps the truth about them."""
+"""Campaigns of trials: driver.py runs one on Ray Tune, study.py (Optuna) decides what is tried."""

@@ -13,37 +13,31 @@ from tuner.settings import CampaignSettings
 from tuner.status import CampaignStatus, TrialRow, by_mean
 
 
-def winner(status: CampaignStatus, settings: CampaignSettings) -> TrialRow:
-    """The best trial: by the mean over seeds where trials were repeated.
+def choose(
+    status: CampaignStatus, settings: CampaignSettings, number: int | None = None
+) -> TrialRow:
+    """The complete trial of that number; by default the winner.
 
-    Of several objectives the best by the first; which of a front it should be, its owner says.
+    The winner is the best by the mean over seeds where trials were repeated. Of several objectives
+    it is the best by the first; which of a front it should be, its owner says.
 
     Raises:
-        CheckpointError: no trial is complete.
+        CheckpointError: no trial is complete, or not the one of that number.
     """
-    found = by_mean(status.rows, settings)
-    if not found:
+    best = by_mean(status.rows, settings)
+    if number is None and not best:
         raise CheckpointError(
             f"campaign `{status.campaign}` has no complete trial yet; see `aalnet campaigns show "
             f"{status.campaign}`"
         )
-    return found[0]
-
-
-def chosen(status: CampaignStatus, settings: CampaignSettings, number: int | None) -> TrialRow:
-    """The winner, or the complete trial of that number.
-
-    Raises:
-        CheckpointError: there is no such trial, or it is not complete.
-    """
     if number is None:
-        return winner(status, settings)
-    complete = {row.number: row for row in status.rows if row.state == "complete"}
+        return best[0]
+    complete = {row.number: row for row in best}
     if number not in complete:
-        known = ", ".join(map(str, complete)) or "none yet"
+        numbers = ", ".join(map(str, sorted(complete))) or "none yet"
         raise CheckpointError(
             f"trial {number} of campaign `{status.campaign}` is not a complete one; those are: "
-            f"{known}"
+            f"{numbers}"
         )
     return complete[number]
 
@@ -79,7 +73,7 @@ def best_facts(campaign: Campaign, settings: CampaignSettings, row: TrialRow) ->
         "trial": row.number,
         "run": row.run,
         "values": dict(zip(names, row.values, strict=True)),
-        "repeats": list(row.repeats),
+        "repeats": list(row.repeats.values()),
         "mean": row.mean,
         "params": row.params,
         "settings": best_settings(campaign, settings, row),

@@ -60,6 +60,7 @@ class Campaign:
 
     @property
     def uri(self) -> str:
+        """Where its files are."""
         return f"{self.store.uri}/{self.key()}"
 
     def run(self, trial: int, seed: int | None = None) -> Run:
@@ -68,7 +69,11 @@ class Campaign:
         return Run(self.store, f"{self.name}-{trial:04d}{repeat}")
 
     def settings(self) -> CampaignSettings | None:
-        """What it was begun with, as changed since; None if it was never begun."""
+        """Its campaign.yaml, as the last start wrote it; None before the first.
+
+        Raises:
+            ConfigError: it is damaged.
+        """
         try:
             text = self.store.read(self.key("campaign.yaml")).decode()
         except BlobMissing:
@@ -91,23 +96,23 @@ class Campaign:
             for key in sorted({*ours, *theirs}):
                 if ours.get(key) != theirs.get(key):
                     raise CheckpointError(
-                        f"campaign `{self.name}` was begun with {key} {_told(theirs.get(key))}, "
-                        f"now it is {_told(ours.get(key))}: its trials could not be compared; put "
+                        f"campaign `{self.name}` was begun with {key} {_text(theirs.get(key))}, "
+                        f"now it is {_text(ours.get(key))}: its trials could not be compared; put "
                         "the old value back, or choose another name with --name"
                     )
         self._claim_study(new=before is None)
         text = yaml.safe_dump(settings.to_dict(), sort_keys=False)
         self.store.write(self.key("campaign.yaml"), text.encode())
 
-    def kept_in(self) -> str | None:
+    def study_url(self) -> str | None:
         """Where its study is: a database's URL without the password, or None for the journal."""
         try:
-            found = json.loads(self.store.read(self.key("study.json")))["url"]
+            url = json.loads(self.store.read(self.key("study.json")))["url"]
         except BlobMissing:
             return None
         except (ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"`{self.key('study.json')}` is damaged: {error}") from error
-        return None if found is None else str(found)
+        return None if url is None else str(url)
 
     def _claim_study(self, *, new: bool) -> None:
         url = None if self.study is None else without_password(self.study)
@@ -119,10 +124,10 @@ class Campaign:
 
     def require_study(self) -> None:
         """Raises ConfigError where --study is not where the campaign's study is."""
-        kept = self.kept_in()
-        if _place(kept) != _place(self.study):
-            where = "the journal in its storage" if kept is None else kept
-            remedy = "leave --study away" if kept is None else f"give --study {kept}"
+        url = self.study_url()
+        if _place(url) != _place(self.study):
+            where = "the journal in its storage" if url is None else url
+            remedy = "leave --study away" if url is None else f"give --study {url}"
             raise ConfigError(
                 f"the study of campaign `{self.name}` is kept in {where}; {remedy}, or choose "
                 "another name"
@@ -150,18 +155,19 @@ class Campaign:
 
 def find_campaign(store: Store, name: str, study: str | None = None) -> Campaign:
     """An existing campaign. Raises CheckpointError, with the names that there are."""
-    found = Campaign(store, name, study)
-    if found.settings() is None:
+    campaign = Campaign(store, name, study)
+    if campaign.settings() is None:
         names = list_campaigns(store)
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean `{close[0]}`? " if close else ""
-        known = f"there are: {', '.join(names)}" if names else "there is none at all"
-        raise CheckpointError(f"campaign `{name}` does not exist in {store.uri}; {hint}{known}")
-    found.require_study()
-    return found
+        others = f"there are: {', '.join(names)}" if names else "there is none at all"
+        raise CheckpointError(f"campaign `{name}` does not exist in {store.uri}; {hint}{others}")
+    campaign.require_study()
+    return campaign
 
 
 def list_campaigns(store: Store) -> list[str]:
+    """Names of the campaigns in a storage."""
     return [name for name in store.folders("campaigns/") if RUN_NAME.fullmatch(name)]
 
 
@@ -228,5 +234,5 @@ def _place(url: str | None) -> str:
     return "" if url is None else url.rpartition("://")[2].rpartition("@")[2].partition("?")[0]
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     return "not there" if value is None else f"{value}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from aalnet.errors import ConfigError
 from aalnet.settings import Settings
@@ -37,11 +38,11 @@ class Slots:
         return {"CPU": self.cpus, "GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
 
-def slots(
+def find_slots(
     settings: CampaignSettings,
     nodes: Sequence[Node],
     where: str,
-    at_once: int | None = None,
+    at_once: int | Literal["auto"] | None = None,
 ) -> Slots:
     """How many trials fit at once: `trials_at_once` of the campaign, or as many as there are.
 
@@ -58,9 +59,8 @@ def slots(
         raise ConfigError(
             f"{several}, {where} has {units}; lower workers of the campaign, or give it more"
         )
-    wanted = settings.trials_at_once if at_once is None else at_once
-    most = min(fits, settings.budget.trials)
-    count = most if wanted == "auto" else wanted
+    at_once = settings.trials_at_once if at_once is None else at_once
+    count = min(fits, settings.budget.trials) if at_once == "auto" else at_once
     if count > fits:
         raise ConfigError(
             f"trials_at_once {count}: {several}, {where} has {units}; lower it to {fits}"
@@ -81,11 +81,11 @@ def _device(base: Settings, nodes: Sequence[Node], where: str) -> str:
 def _cpus_each(nodes: Sequence[Node], at_once: int, *, on_gpu: bool) -> int:
     """The most cores that each of so many trials can have, where a trial is on one node."""
 
-    def placed(cpus: int) -> int:
+    def trials_of(cpus: int) -> int:
         return sum(
             min(node.cpus // cpus if cpus else node.gpus, node.gpus if on_gpu else node.cpus)
             for node in nodes
         )
 
     most = max(node.cpus for node in nodes)
-    return next((cpus for cpus in range(most, 0, -1) if placed(cpus) >= at_once), 0)
+    return next((cpus for cpus in range(most, 0, -1) if trials_of(cpus) >= at_once), 0)

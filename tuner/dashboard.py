@@ -1,4 +1,7 @@
-"""optuna-dashboard on a campaign's study, for this machine's browser alone."""
+"""optuna-dashboard on a campaign's study, for this machine's browser alone.
+
+Its own `run_server` answers one request at a time, logs each, and takes no free port.
+"""
 
 from __future__ import annotations
 

@@ -8,13 +8,13 @@ from typing import Any
 
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """Each section's values by their dotted names; what stands in no section by its own."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for section, inner in values.items():
         if isinstance(inner, dict):
-            found |= {f"{section}.{key}": value for key, value in inner.items()}
+            result |= {f"{section}.{key}": value for key, value in inner.items()}
         else:
-            found[section] = inner
-    return found
+            result[section] = inner
+    return result
 
 
 def with_values(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

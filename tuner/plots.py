@@ -22,7 +22,7 @@ from optuna.visualization import (
     plot_slice,
 )
 
-from tuner.settings import CampaignSettings, Objective
+from tuner.settings import CampaignSettings, SearchObjective
 from tuner.table import short
 
 ENOUGH = 4  # complete trials, before anything can be said to matter
@@ -30,7 +30,7 @@ HEIGHT_PX = 380
 DRAWABLE = 3  # objectives of a Pareto front
 CONFIG = {"displayModeBar": False, "responsive": True}
 WIDE = {"Each setting by itself", "All settings at once"}
-Draw = Callable[[], Any]
+PlotFunction = Callable[[], Any]  # gives a Plotly figure
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,26 @@ class Plot:
 
 
 def draw_plots(study: optuna.Study, settings: CampaignSettings) -> list[Plot]:
-    """What the study can show by now; nothing before a trial is complete."""
-    shown = _with_short_names(study)
-    trials = shown.get_trials(deepcopy=False)
+    """The plots that there are trials enough for; none before one is complete."""
+    study = _with_short_names(study)
+    trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         return []
     figures = [str(objective.figure) for objective in settings.objectives]
-    found = _of_values(shown, figures, trials)
+    plots = _of_values(study, figures, trials)
     varied = _varied(complete)
     if len(complete) >= ENOUGH and varied:
-        found += _of_settings(shown, settings.objectives[0], varied)
+        plots += _of_settings(study, settings.objectives[0], varied)
     with _quiet():
         return [
-            Plot(title, reading, _html(draw()), title in WIDE) for title, reading, draw in found
+            Plot(title, reading, _html(draw()), title in WIDE) for title, reading, draw in plots
         ]
 
 
 def _of_values(
     study: optuna.Study, figures: list[str], trials: list[FrozenTrial]
-) -> list[tuple[str, str, Draw]]:
+) -> list[tuple[str, str, PlotFunction]]:
     """How the figures came about."""
     target = _first if len(figures) > 1 else None
     best = "" if len(figures) > 1 else "; the line is the best so far"
@@ -89,8 +89,8 @@ def _of_values(
 
 
 def _of_settings(
-    study: optuna.Study, objective: Objective, varied: list[str]
-) -> list[tuple[str, str, Draw]]:
+    study: optuna.Study, objective: SearchObjective, varied: list[str]
+) -> list[tuple[str, str, PlotFunction]]:
     """What the settings had to do with the first figure."""
     evaluator = PedAnovaImportanceEvaluator()
     names: dict[str, Any] = {"target": _first, "target_name": objective.figure}
@@ -102,9 +102,9 @@ def _of_settings(
         weights = optuna.importance.get_param_importances(
             study, evaluator=evaluator, params=varied, target=small_is_good
         )
-    found: list[tuple[str, str, Draw]] = []
+    plots: list[tuple[str, str, PlotFunction]] = []
     if any(weights.values()):
-        found.append((
+        plots.append((
             "What mattered", "How much each setting tells the better half of the trials from the "
             "rest (PED-ANOVA). With few trials, a hint.",
             lambda: plot_param_importances(
@@ -113,20 +113,20 @@ def _of_settings(
             ),
         ))  # fmt: skip
     if len(varied) > 1:
-        found.append((
+        plots.append((
             "The two that mattered most", "Where the good trials lie; the field between them is "
             "interpolated.", lambda: plot_contour(study, params=list(weights)[:2], **names),
         ))  # fmt: skip
-    found.append((
+    plots.append((
         "Each setting by itself", "Complete trials by the value of one setting; darker is later.",
         lambda: plot_slice(study, params=varied, **names),
     ))  # fmt: skip
     if len(varied) > 1:
-        found.append((
+        plots.append((
             "All settings at once", "A line is a trial; the darker, the better.",
             lambda: plot_parallel_coordinate(study, params=varied, **names),
         ))  # fmt: skip
-    return found
+    return plots
 
 
 def _html(figure: Any) -> Markup:
@@ -146,13 +146,13 @@ def _with_short_names(study: optuna.Study) -> optuna.Study:
     trials = study.get_trials(deepcopy=False)
     names = {name for trial in trials for name in trial.params}
     ends = [short(name) for name in names]
-    told = {name: short(name) if ends.count(short(name)) == 1 else name for name in names}
+    labels = {name: short(name) if ends.count(short(name)) == 1 else name for name in names}
     copy = optuna.create_study(directions=study.directions)
     copy.add_trials([
         optuna.trial.create_trial(
             state=trial.state, values=trial.values, intermediate_values=trial.intermediate_values,
-            params={told[name]: value for name, value in trial.params.items()},
-            distributions={told[name]: each for name, each in trial.distributions.items()},
+            params={labels[name]: value for name, value in trial.params.items()},
+            distributions={labels[name]: each for name, each in trial.distributions.items()},
         )
         for trial in trials
     ])  # fmt: skip

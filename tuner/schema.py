@@ -10,11 +10,11 @@ from tuner.settings import CampaignSettings
 
 def campaign_schema() -> dict[str, Any]:
     """As the loader takes it: `base` is a settings file's name, or settings, or both."""
-    found = CampaignSettings.model_json_schema()
+    schema = CampaignSettings.model_json_schema()
     run = settings_schema()
-    found["$defs"] |= run.pop("$defs")
+    schema["$defs"] |= run.pop("$defs")
     run["properties"]["file"] = {"type": "string", "description": "a settings file beside this one"}
-    base = found["properties"]["base"]["description"]
-    found["properties"]["base"] = {"description": base, "anyOf": [{"type": "string"}, run]}
-    del found["required"]
-    return found
+    base = schema["properties"]["base"]["description"]
+    schema["properties"]["base"] = {"description": base, "anyOf": [{"type": "string"}, run]}
+    del schema["required"]
+    return schema

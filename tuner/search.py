@@ -1,4 +1,4 @@
-"""What Optuna is asked with: the space, the sampler of each suggestion, the rule of early stopping.
+"""A campaign's settings as Optuna takes them: the space, the sampler of each trial, the pruner.
 
 Every function here is of settings and trials alone; the study (tuner/study.py) keeps the state.
 """
@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optuna import Study, pruners, samplers
+import optuna
+from optuna import pruners, samplers
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -21,13 +22,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.runs.figures import kid_name
-from tuner.settings import CampaignSettings, Choices, Objective, Range, finite
+from tuner.settings import CampaignSettings, Choices, Range, SearchObjective, finite
 
 Space = Mapping[str, BaseDistribution]
 
 
 def distributions(settings: CampaignSettings) -> dict[str, BaseDistribution]:
-    """The space as Optuna has it."""
+    """The space as Optuna's distributions, by dotted name."""
     return {key: _distribution(dimension) for key, dimension in settings.space.items()}
 
 
@@ -41,33 +42,33 @@ def _distribution(dimension: Range | Choices) -> BaseDistribution:
 
 
 def inside(values: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Values that the space can hold: the rest is left for the sampler."""
-    kept = {}
+    """Those of the values that the space can hold: the rest is for the sampler."""
+    valid = {}
     for key, value in values.items():
         with contextlib.suppress(TypeError, ValueError, KeyError):
-            if key in space and space[key]._contains(space[key].to_internal_repr(value)):
-                kept[key] = value
-    return kept
+            if space[key]._contains(space[key].to_internal_repr(value)):
+                valid[key] = value
+    return valid
 
 
-def direction_of(objective: Objective) -> StudyDirection:
-    """Which way Optuna goes."""
+def direction_of(objective: SearchObjective) -> StudyDirection:
+    """The objective's direction as Optuna names it."""
     return StudyDirection.MINIMIZE if objective.minimises else StudyDirection.MAXIMIZE
 
 
-def figure_of(evaluation: Mapping[str, Any], objective: Objective) -> Any:
-    """The objective's figure as an evaluation tells it; None where it does not."""
+def figure_of(evaluation: Mapping[str, Any], objective: SearchObjective) -> Any:
+    """The objective's figure of an evaluation; None where it has none."""
     name = kid_name(evaluation) if objective.figure == "kid" else objective.figure
     return evaluation.get(name) if name else None
 
 
-def value_of(evaluation: Mapping[str, Any], objective: Objective) -> float | None:
+def value_of(evaluation: Mapping[str, Any], objective: SearchObjective) -> float | None:
     """The objective's figure; None where it is missing or not finite."""
-    found = figure_of(evaluation, objective)
-    return float(found) if finite(found) else None
+    figure = figure_of(evaluation, objective)
+    return float(figure) if finite(figure) else None
 
 
-def ranked(trials: Sequence[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
+def ranked(trials: Sequence[FrozenTrial], objective: SearchObjective) -> list[FrozenTrial]:
     """Complete trials, the best first."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return sorted(complete, key=lambda trial: objective.rank(trial.values[0]))
@@ -79,45 +80,46 @@ def sampler(settings: CampaignSettings, number: int, space: Space) -> samplers.B
     text = f"{settings.sampler.seed}/{number}".encode()
     seed = int.from_bytes(hashlib.sha256(text).digest()[:4], "big")
     kind, startup = settings.sampler.kind, settings.sampler.startup_trials
+    chosen: JointNSGAIISampler | JointTPESampler
     if kind == "nsga2":
-        return WholeNSGAII(space, seed=seed)
-    if kind == "random":
-        startup = settings.budget.trials
-    return WholeTPE(space, seed=seed, n_startup_trials=startup, multivariate=True)
+        chosen = JointNSGAIISampler(seed=seed)
+    else:
+        startup = settings.budget.trials if kind == "random" else startup
+        chosen = JointTPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+    chosen.space = space
+    return chosen
 
 
-class Whole(samplers.BaseSampler):
-    """Draws all of a suggestion at once, of the space that is known. Optuna would find the space
-    out again from all trials, which at 1,000 of them takes longer than the suggestion itself; and
-    parameters drawn one by one would come out otherwise after a crash between two of them."""
+class JointSampler(samplers.BaseSampler):
+    """Suggests all of a trial at once, of the space that is known. Optuna would infer the space
+    again from all trials, which at 1,000 of them takes longer than the suggestion itself; and
+    parameters suggested one by one would come out otherwise after a crash between two of them."""
 
     space: Space
 
     def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
+        self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        """The whole space, without what has one value only."""
         return {name: each for name, each in self.space.items() if not each.single()}
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        found = super().sample_relative(study, trial, search_space)  # type: ignore[safe-super]
-        return found or {
+        """Values of the whole space; at random where the sampler has too few trials to learn of."""
+        values = super().sample_relative(study, trial, search_space)  # type: ignore[safe-super]
+        return values or {
             name: self.sample_independent(study, trial, name, each)
             for name, each in search_space.items()
         }
 
 
-class WholeTPE(Whole, samplers.TPESampler):
-    def __init__(self, space: Space, **options: Any) -> None:
-        super().__init__(**options)
-        self.space = space
+class JointTPESampler(JointSampler, samplers.TPESampler):
+    """Tree-structured Parzen estimator, all parameters at once."""
 
 
-class WholeNSGAII(Whole, samplers.NSGAIISampler):
-    def __init__(self, space: Space, **options: Any) -> None:
-        super().__init__(**options)
-        self.space = space
+class JointNSGAIISampler(JointSampler, samplers.NSGAIISampler):
+    """Genetic, for several objectives, all parameters at once."""
 
 
 def pruner(settings: CampaignSettings) -> pruners.BasePruner:

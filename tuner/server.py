@@ -1,22 +1,33 @@
-"""The study as a Ray actor: trials on any machine report to it, and ask it what to do."""
+"""The study as a Ray actor: trials on any machine ask it what to do, and tell it their results."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cluster.storage.fenced import fenced
+from aalnet.errors import AalnetError
+from cluster.launch.ray_session import QUIET, ClusterError, forwarded
+from cluster.storage.fenced import fence_of, fenced
 from cluster.storage.location import open_store
 from cluster.storage.segments import LogTaken
 from cluster.storage.store import StoreError, StoreUnavailable
 from tuner.campaign import Campaign, StudyUnavailable, database_errors
-from tuner.settings import parse_campaign
-from tuner.status import CampaignStatus, status_of
-from tuner.study import Job, Outcome, Study, TooManyFailures, Verdict
+from tuner.settings import CampaignSettings, parse_campaign
+from tuner.status import CampaignStatus
+from tuner.study import CampaignStudy, Outcome, TooManyFailures, TrialRun, Verdict
 
 PATIENCE_S = 30.0  # for a database that is started again, a storage that does not answer
 AGAIN_S = 1.0
+ANSWER_S = 120.0  # the actor answers within this, or is given up
+TUNE_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "30",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a trial's workers are few, and end soon
+}
 
 T = TypeVar("T")
 
@@ -24,7 +35,7 @@ T = TypeVar("T")
 class StudyServer:
     """One per campaign, beside its driver, and gone with it.
 
-    What it is told is kept, or it raises, and from then on at every call: its driver ends then.
+    What it is told is stored, or it raises, and from then on at every call: its driver ends then.
     """
 
     def __init__(
@@ -34,43 +45,44 @@ class StudyServer:
         self._broken: Exception | None = None
         self._campaign = Campaign(fenced(open_store(storage), fence), name, study)
         with database_errors(study):
-            self._study = Study(self._campaign, parse_campaign(settings))
+            self._study = CampaignStudy(self._campaign, parse_campaign(settings))
 
-    def next(self) -> tuple[str, dict[str, Any] | None]:
-        """`job` and the next one; `wait`: later; `over`: there will be none."""
-        job = self._kept(self._study.next)
-        if job is not None:
-            return "job", job.to_dict()
+    def ask(self) -> tuple[str, dict[str, Any] | None]:
+        """`run` and the next one; `wait`: later; `over`: there will be none."""
+        run = self._patiently(self._study.ask)
+        if run is not None:
+            return "run", run.to_dict()
         return ("over" if self._study.over or self._study.stopping else "wait"), None
 
-    def report(self, job: dict[str, Any], images: int, evaluation: Mapping[str, Any]) -> Verdict:
-        """An evaluation of a job under way."""
-        return self._kept(lambda: self._study.report(Job(**job), images, evaluation))
+    def report(self, run: dict[str, Any], images: int, evaluation: Mapping[str, Any]) -> Verdict:
+        """Take in an evaluation on the way; whether the run goes on."""
+        return self._patiently(lambda: self._study.report(TrialRun(**run), images, evaluation))
 
-    def end(self, job: dict[str, Any], outcome: Outcome) -> None:
-        """What a job's run came to."""
-        self._kept(lambda: self._study.end(Job(**job), outcome))
+    def tell(self, run: dict[str, Any], outcome: Outcome) -> None:
+        """Take in how a run ended."""
+        self._patiently(lambda: self._study.tell(TrialRun(**run), outcome))
 
     def stop(self) -> None:
-        """No new jobs; those under way save a checkpoint and stop."""
+        """Hand out no more runs; those under way save a checkpoint and stop."""
         self._study.stopping = True
 
-    def wants_jobs(self) -> bool:
-        """May jobs under way go on?"""
+    def goes_on(self) -> bool:
+        """May runs under way go on?"""
         return not self._study.stopping
 
     def status(self) -> CampaignStatus:
-        return self._kept(lambda: status_of(self._study))
+        """How the campaign stands."""
+        return self._patiently(self._study.status)
 
-    def _kept(self, act: Callable[[], T]) -> T:
-        """What `act` gives; it may be done again, since all of it may be told twice."""
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """What `call` gives; it may be called again, since the study takes all of it twice."""
         if self._broken is not None:
             raise self._broken
         end_s = time.monotonic() + PATIENCE_S
         while True:
             try:
                 with database_errors(self._campaign.study):
-                    return act()
+                    return call()
             except TooManyFailures:
                 raise  # nothing is broken: what is still under way may end
             except (StudyUnavailable, StoreError) as error:
@@ -82,3 +94,52 @@ class StudyServer:
             except Exception as error:
                 self._broken = error
                 raise
+
+
+def start_server(campaign: Campaign, settings: CampaignSettings) -> Any:
+    """The study's actor, on this node."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(StudyServer).options(
+        num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": environment()}
+    )
+    return actor.remote(
+        campaign.store.uri, fence_of(campaign.store), campaign.name, campaign.study,
+        settings.to_dict(),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """Environment variables of the processes of a campaign."""
+    return QUIET | TUNE_QUIET | forwarded(os.environ)
+
+
+def answer_of(reply: Any, timeout_s: float | None = ANSWER_S) -> Any:
+    """The actor's answer. Its own errors are raised as they are.
+
+    Raises:
+        AalnetError: what the actor raised, or ClusterError where it is dead or silent.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(reply, timeout=timeout_s)
+    except (RayError, AalnetError) as error:
+        raise own_error(error) from error
+
+
+def own_error(error: Exception) -> AalnetError:
+    """The error of ours that is inside one of Ray's, or one that names it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(seen, "cause", None)
+        if isinstance(cause, AalnetError):
+            return cause
+        if isinstance(seen, AalnetError) and type(seen).__module__.partition(".")[0] != "ray":
+            return seen
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
+    return ClusterError(f"the study's process failed: {reason}; the same command goes on from here")

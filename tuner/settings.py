@@ -44,7 +44,7 @@ class Choices(Section):
     choices: Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]
 
 
-class Objective(Section):
+class SearchObjective(Section):
     """A figure of the evaluation, and which way is better."""
 
     figure: FigureName = Field("kid_lite0", description="kid: by the base's evaluation.features")
@@ -52,6 +52,7 @@ class Objective(Section):
 
     @property
     def minimises(self) -> bool:
+        """Is less better?"""
         return self.direction == "minimise"
 
     def best(self, values: Iterable[float]) -> float:
@@ -63,7 +64,7 @@ class Objective(Section):
         return value if self.minimises else -value
 
 
-class Budget(Section):
+class BudgetSettings(Section):
     """When a campaign ends."""
 
     trials: Count = Field(20, description="trials in all, failed ones included")
@@ -71,7 +72,7 @@ class Budget(Section):
     seconds: Positive | None = Field(None, description="of all starts; then no trial begins")
 
 
-class Sampler(Section):
+class SamplerSettings(Section):
     """Where suggestions come from."""
 
     kind: Literal["tpe", "random", "nsga2"] = Field("tpe", description="nsga2: several objectives")
@@ -79,7 +80,7 @@ class Sampler(Section):
     startup_trials: Annotated[int, Field(ge=0)] = Field(8, description="random ones, at first")
 
 
-class Pruning(Section):
+class PruningSettings(Section):
     """Which trials are stopped early. Rungs are images, and multiples of an evaluation."""
 
     kind: Literal["none", "asha", "median"] = "asha"
@@ -90,7 +91,7 @@ class Pruning(Section):
     startup_trials: Annotated[int, Field(ge=0)] = Field(4, description="median: never pruned")
 
 
-class Repeats(Section):
+class RepeatSettings(Section):
     """The best trials are run again with other seeds, and ranked by their mean."""
 
     top: Annotated[int, Field(ge=0)] = Field(2, description="so many trials; 0: none")
@@ -120,15 +121,17 @@ class CampaignSettings(Section):
         default_factory=lambda: {key: _dimension(value) for key, value in SPACE.items()},
         min_length=1, description="dotted names of settings, and what to try",
     )  # fmt: skip
-    objectives: Annotated[tuple[Objective, ...], Field(strict=False, min_length=1)] = (Objective(),)
+    objectives: Annotated[tuple[SearchObjective, ...], Field(strict=False, min_length=1)] = (
+        SearchObjective(),
+    )
     first: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] | None = Field(
         None, description="tried first; default: the base settings themselves"
     )
     warm_start: str | None = Field(None, description="campaign whose best trials are tried first")
-    budget: Budget = Budget()
-    sampler: Sampler = Sampler()
-    pruning: Pruning = Pruning()
-    repeats: Repeats = Repeats()
+    budget: BudgetSettings = BudgetSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    pruning: PruningSettings = PruningSettings()
+    repeats: RepeatSettings = RepeatSettings()
     trials_at_once: Count | Literal["auto"] = "auto"
     workers: Count = Field(1, description="of one trial; 1: in the trial's own process")
     failures_in_a_row: Count = Field(4, description="so many end the campaign")
@@ -193,6 +196,7 @@ class CampaignSettings(Section):
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain data, everything filled in."""
         return self.model_dump(mode="json")
 
 

@@ -1,27 +1,22 @@
-"""What a campaign looks like at a moment: for its table, its commands, and its metrics."""
+"""How a campaign stands at a moment: its trials as rows, its best values, what it has spent."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from aalnet.errors import CheckpointError
+from tuner.campaign import Campaign, database_errors
 from tuner.settings import CampaignSettings
 
-if TYPE_CHECKING:
-    from tuner.study import Study
-
-Repeated = dict[tuple[int, int], dict[str, Any]]  # by trial and seed
-STATES = {
-    TrialState.WAITING: "waiting",
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "fail",
-}
+STATES = ("waiting", "running", "complete", "pruned", "fail")  # Optuna's, as they are shown
+RepeatResults = dict[tuple[int, int], dict[str, Any]]  # by trial and seed
 
 
 @dataclass(frozen=True)
@@ -32,17 +27,17 @@ class TrialRow:
     state: str
     run: str
     params: dict[str, Any]
-    values: tuple[float, ...]  # of the objectives; of one under way or pruned, its last
+    values: tuple[float, ...]  # of the objectives; of one that runs or was pruned, its last
     images: int
     seconds: float
-    reason: str = ""
-    repeats: tuple[float, ...] = ()  # the first objective with other seeds
+    reason: str = ""  # of a failure
+    repeats: dict[int, float] = field(default_factory=dict)  # the first objective by other seeds
 
     @property
     def mean(self) -> float | None:
-        """The first objective over all seeds."""
-        found = (*self.values[:1], *self.repeats)
-        return sum(found) / len(found) if found else None
+        """The first objective over all seeds; None before there is a value."""
+        values = (*self.values[:1], *self.repeats.values())
+        return sum(values) / len(values) if values else None
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,9 @@ class CampaignStatus:
     """A campaign at a moment."""
 
     campaign: str
-    states: dict[str, int]  # trials waiting, running, complete, pruned, fail
+    states: dict[str, int]  # number of trials by STATES
     best: dict[str, float]  # by objective
-    trials: int  # asked for
+    trials: int  # of the budget
     seconds: float
     budget_s: float | None
     images: int
@@ -67,39 +62,69 @@ class CampaignStatus:
 
     @property
     def ended(self) -> int:
+        """Trials that are over, however they ended."""
         return sum(self.states[state] for state in ("complete", "pruned", "fail"))
 
     @property
     def over(self) -> bool:
         """Is nothing left to do?"""
         late = self.budget_s is not None and self.seconds >= self.budget_s
-        made = self.ended >= self.trials and self.repeats_made >= self.repeats_wanted
-        return not self.states["running"] and (made or late)
+        complete = self.ended >= self.trials and self.repeats_made >= self.repeats_wanted
+        return not self.states["running"] and (complete or late)
 
     @property
     def pruned_share(self) -> float:
+        """Pruned trials of those that ended, 0 to 1."""
         return self.states["pruned"] / self.ended if self.ended else 0.0
 
     @property
     def eta_s(self) -> float | None:
         """Seconds to the end, at the pace so far; None before the first trial has ended."""
         done = self.ended + self.repeats_made
-        left = self.trials - self.ended + self.repeats_wanted - self.repeats_made
+        missing = self.trials - self.ended + self.repeats_wanted - self.repeats_made
         if not done:
             return None
-        by_pace_s = self.seconds / done * left
+        by_pace_s = self.seconds / done * missing
         if self.budget_s is None:
             return by_pace_s
         return min(by_pace_s, max(self.budget_s - self.seconds, 0.0))
 
 
-def status_of(study: Study) -> CampaignStatus:
-    """The status by the process that runs the campaign."""
-    found = build_status(
-        study.campaign.name, study.settings, study.study.get_trials(deepcopy=False),
-        study.study.user_attrs, seconds=study.seconds,
-    )  # fmt: skip
-    return replace(found, suggestions=study.suggested, suggestion_s=study.suggesting_s)
+StatusCallback = Callable[[CampaignStatus], None]
+
+
+def load_status(
+    campaign: Campaign, settings: CampaignSettings
+) -> tuple[CampaignStatus, optuna.Study]:
+    """The status of a campaign by its study, and the study, opened for reading.
+
+    Raises:
+        CheckpointError: there is no such study.  StudyUnavailable: its database fails.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with database_errors(campaign.study):
+        storage = campaign.open_storage(writes=False)
+        try:
+            study = optuna.load_study(study_name=campaign.name, storage=storage)
+        except KeyError:
+            raise CheckpointError(
+                f"campaign `{campaign.name}` has no study yet, or it is in a database: give its "
+                "URL with --study"
+            ) from None
+    return current_status(campaign, settings, study), study
+
+
+def current_status(
+    campaign: Campaign, settings: CampaignSettings, study: optuna.Study
+) -> CampaignStatus:
+    """The status by an open study: a journal's reader reads what is new alone.
+
+    Raises:
+        StudyUnavailable: its database fails.
+    """
+    with database_errors(campaign.study):
+        trials = study.get_trials(deepcopy=False)
+        return build_status(campaign.name, settings, trials, study.user_attrs)
 
 
 def build_status(
@@ -107,78 +132,75 @@ def build_status(
     settings: CampaignSettings,
     trials: Sequence[FrozenTrial],
     attributes: dict[str, Any],
-    seconds: float | None = None,
+    **progress: Any,
 ) -> CampaignStatus:
-    """The status by the study alone."""
-    states = dict.fromkeys(STATES.values(), 0)
-    for trial in trials:
-        states[STATES[trial.state]] += 1
+    """The status by a study's trials and attributes.
+
+    `progress`: fields of the status that only the process that runs the campaign knows.
+    """
+    counts = Counter(trial.state.name.lower() for trial in trials)
     repeats = repeats_of(attributes)
     rows = tuple(row_of(trial, repeats) for trial in trials)
     costs = [trial.user_attrs.get("cost", {}) for trial in trials]
-    costs += [found.get("cost", {}) for found in repeats.values()]
+    costs += [result.get("cost", {}) for result in repeats.values()]
     moments = [m for t in trials for m in (t.datetime_start, t.datetime_complete) if m is not None]
-    wanted = min(settings.repeats.top, states["complete"]) * len(settings.repeat_seeds)
-    return CampaignStatus(
-        campaign=name,
-        states=states,
-        best=_best(rows, settings),
-        trials=settings.budget.trials,
-        seconds=attributes.get("seconds", 0.0) if seconds is None else seconds,
-        budget_s=settings.budget.seconds,
-        images=sum(cost.get("images", 0) for cost in costs),
-        gpu_seconds=sum(cost.get("gpu_seconds", 0.0) for cost in costs),
-        repeats_made=len(repeats),
-        repeats_wanted=wanted,
-        began_at_s=attributes.get("began_at_s"),
-        progress_at_s=max(moments).timestamp() if moments else None,
-        rows=rows,
-    )
+    top = min(settings.repeats.top, counts["complete"])
+    fields = {
+        "campaign": name,
+        "states": {state: counts[state] for state in STATES},
+        "best": _best(rows, settings),
+        "trials": settings.budget.trials,
+        "seconds": attributes.get("seconds", 0.0),
+        "budget_s": settings.budget.seconds,
+        "images": sum(cost.get("images", 0) for cost in costs),
+        "gpu_seconds": sum(cost.get("gpu_seconds", 0.0) for cost in costs),
+        "repeats_made": len(repeats),
+        "repeats_wanted": top * len(settings.repeat_seeds),
+        "began_at_s": attributes.get("began_at_s"),
+        "progress_at_s": max(moments).timestamp() if moments else None,
+        "rows": rows,
+    }
+    return CampaignStatus(**fields | progress)
 
 
-def row_of(trial: FrozenTrial, repeats: Repeated) -> TrialRow:
+def row_of(trial: FrozenTrial, repeats: RepeatResults) -> TrialRow:
     """One trial with its repeats."""
     cost = trial.user_attrs.get("cost", {})
-    reached = trial.last_step or 0
     values: tuple[float, ...] = tuple(trial.values or ())
     if trial.state != TrialState.COMPLETE and trial.last_step is not None:
         values = (trial.intermediate_values[trial.last_step],)
     began, ended = trial.datetime_start, trial.datetime_complete
-    spent_s = cost.get("seconds", 0.0)
-    if not spent_s and began is not None and ended is None:
-        spent_s = time.time() - began.timestamp()
-    others = [
-        found["value"] for (number, _), found in repeats.items()
-        if number == trial.number and found.get("value") is not None
-    ]  # fmt: skip
+    seconds = cost.get("seconds", 0.0)
+    if not seconds and began is not None and ended is None:
+        seconds = time.time() - began.timestamp()
+    others = {
+        seed: result["value"] for (number, seed), result in repeats.items()
+        if number == trial.number and result.get("value") is not None
+    }  # fmt: skip
     return TrialRow(
-        trial.number, STATES[trial.state], trial.user_attrs.get("run", ""), dict(trial.params),
-        values, max(cost.get("images", 0), reached), spent_s,
-        trial.user_attrs.get("reason", ""), tuple(others),
+        trial.number, trial.state.name.lower(), trial.user_attrs.get("run", ""),
+        dict(trial.params), values, max(cost.get("images", 0), trial.last_step or 0), seconds,
+        trial.user_attrs.get("reason", ""), others,
     )  # fmt: skip
 
 
-def repeats_of(attributes: dict[str, Any]) -> Repeated:
-    """What came of the repeats, by trial and seed."""
-    found = {}
+def repeats_of(attributes: dict[str, Any]) -> RepeatResults:
+    """The results of the repeats, by trial and seed."""
+    results = {}
     for key, value in attributes.items():
         kind, _, rest = key.partition(":")
         number, _, seed = rest.partition(":")
         if kind == "repeat" and number.isdecimal() and seed.isdecimal():
-            found[int(number), int(seed)] = value
-    return found
+            results[int(number), int(seed)] = value
+    return results
 
 
 def by_mean(rows: Sequence[TrialRow], settings: CampaignSettings) -> list[TrialRow]:
-    """Complete trials of one objective, the best first: those with repeats by their mean, first."""
+    """Complete trials by the first objective, the best first: those with repeats, by their mean,
+    before the others."""
     complete = [row for row in rows if row.state == "complete"]
-    return sorted(
-        complete,
-        key=lambda row: (
-            not row.repeats,
-            settings.objectives[0].rank(row.mean if row.mean is not None else 0),
-        ),
-    )
+    objective = settings.objectives[0]
+    return sorted(complete, key=lambda row: (not row.repeats, objective.rank(row.mean or 0.0)))
 
 
 def _best(rows: Sequence[TrialRow], settings: CampaignSettings) -> dict[str, float]:

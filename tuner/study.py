@@ -1,4 +1,4 @@
-"""A campaign's study: the one place that knows what was tried, what is under way, what came of it.
+"""A campaign's study: the one place that decides what is tried, and keeps what came of it.
 
 An Optuna study, asked and told here alone. Ray's OptunaSearch is not used, for what was measured
 of it: opened again on its own storage it repeats its first suggestions, leaves trials in flight
@@ -23,6 +23,7 @@ from tuner import search
 from tuner.campaign import Campaign, find_campaign
 from tuner.journal import StoreJournal
 from tuner.settings import CampaignSettings, finite
+from tuner.status import CampaignStatus, build_status
 
 Verdict = Literal["go on", "prune"]
 REASON, RUN, SEED, COST, FIGURES, FILES = "reason", "run", "seed", "cost", "figures", "files"
@@ -35,15 +36,16 @@ class TooManyFailures(AalnetError):
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialRun:
     """One run to make: a trial, or the repeat of one with another seed."""
 
     trial: int
-    run: str
+    run: str  # its name
     settings: dict[str, Any]
     repeat_seed: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Its fields, for another process."""
         return asdict(self)
 
 
@@ -58,7 +60,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job's run came to: `finished`, `pruned`, `failed`, or `stopped` to be gone on with."""
+    """How a run ended: `finished`, `pruned`, `failed`, or `stopped` to be gone on with."""
 
     status: Literal["finished", "pruned", "failed", "stopped"]
     evaluation: Mapping[str, Any] = field(default_factory=dict)  # the last one
@@ -67,7 +69,7 @@ class Outcome:
     files: Mapping[str, Any] = field(default_factory=dict)  # its settings, checkpoints, grid
 
 
-class Study:
+class CampaignStudy:
     """The study of a campaign, opened for writing by the one process that may.
 
     What a database raises comes as it is: `campaign.database_errors` makes it plain.
@@ -75,11 +77,10 @@ class Study:
 
     def __init__(self, campaign: Campaign, settings: CampaignSettings) -> None:
         self.campaign, self.settings = campaign, settings
-        self.suggesting_s = 0.0
-        self.suggested = 0
-        self.stopping = False
-        self._began_s = time.monotonic()
-        self._under_way: set[int] = set()  # trials that this process has handed out
+        self.stopping = False  # no more runs are handed out
+        self._suggestions, self._suggestion_s = 0, 0.0
+        self._started_s = time.monotonic()
+        self._running: set[int] = set()  # trials that this process has handed out
         self._repeating: set[tuple[int, int]] = set()
         self._space = search.distributions(settings)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -91,100 +92,110 @@ class Study:
             directions=[search.direction_of(each) for each in settings.objectives],
             pruner=search.pruner(settings),
         )  # fmt: skip
-        known = self.study.user_attrs
-        campaign.require_own(known.get(HOME))
-        self._spent_before_s = float(known.get(SECONDS, 0.0))
-        if "began_at_s" not in known:
+        attributes = self.study.user_attrs
+        campaign.require_own(attributes.get(HOME))
+        self._seconds_before = float(attributes.get(SECONDS, 0.0))
+        if "began_at_s" not in attributes:
             self._begin()
 
     def _begin(self) -> None:
-        """Put what is known to be good first. May be done again where a process died in it."""
+        """Enqueue what is known to be good. May be done again where a process died in it."""
         first = self.settings.first
-        known = [self.settings.defaults()] if first is None else [dict(each) for each in first]
+        trials = [self.settings.defaults()] if first is None else [dict(each) for each in first]
         if self.settings.warm_start is not None:
-            known += best_values(self.campaign, self.settings)
+            trials += best_values(self.campaign, self.settings)
         with self._together():
             self.study.set_user_attr(HOME, self.campaign.uri)
-            for values in known[: self.settings.budget.trials]:
+            for values in trials[: self.settings.budget.trials]:
                 self.study.enqueue_trial(search.inside(values, self._space), skip_if_exists=True)
             self.study.set_user_attr("began_at_s", time.time())
 
-    # What to do next
+    # Ask: what to do next
 
-    def next(self) -> Job | None:
+    def ask(self) -> TrialRun | None:
         """A run to make; None where there is none now (more may come: see `over`).
 
         First what a process that died had under way, then new trials, then repeats.
+
+        Raises:
+            TooManyFailures: the last trials all failed.
         """
         if self.stopping:
             return None
         trials = self._trials()
         self._require_success(trials)
         for trial in trials:
-            if trial.state == TrialState.RUNNING and trial.number not in self._under_way:
-                return self._hand_out(optuna.Trial(self.study, trial._trial_id))
-        asked = sum(trial.state != TrialState.WAITING for trial in trials)
-        if asked < self.settings.budget.trials and not self._late:
-            return self._ask()
-        return None if self._under_way or self._late else self._next_repeat(trials)
+            if trial.state == TrialState.RUNNING and trial.number not in self._running:
+                return self._start(optuna.Trial(self.study, trial._trial_id))
+        started = sum(trial.state != TrialState.WAITING for trial in trials)
+        if started < self.settings.budget.trials and not self._late:
+            return self._suggest()
+        return None if self._running or self._late else self._next_repeat(trials)
 
     @property
     def over(self) -> bool:
-        """Is there nothing left, now that nothing is under way?"""
-        return not self._under_way and not self._repeating
+        """Is there nothing to come, now that nothing is under way?"""
+        return not self._running and not self._repeating
 
     @property
     def seconds(self) -> float:
-        """What the campaign took so far, over all its starts."""
-        return self._spent_before_s + time.monotonic() - self._began_s
+        """Time that the campaign took so far, over all its starts."""
+        return self._seconds_before + time.monotonic() - self._started_s
+
+    def status(self) -> CampaignStatus:
+        """How the campaign stands, with what only this process knows."""
+        return build_status(
+            self.campaign.name, self.settings, self._trials(), self.study.user_attrs,
+            seconds=self.seconds, suggestions=self._suggestions, suggestion_s=self._suggestion_s,
+        )  # fmt: skip
 
     @property
     def _late(self) -> bool:
         limit_s = self.settings.budget.seconds
         return limit_s is not None and self.seconds >= limit_s
 
-    def _ask(self) -> Job:
+    def _suggest(self) -> TrialRun:
         started_s = time.perf_counter()
         with self._together():
-            job = self._hand_out(self.study.ask())
-        self.suggesting_s += time.perf_counter() - started_s
-        self.suggested += 1
-        return job
+            run = self._start(self.study.ask())
+        self._suggestion_s += time.perf_counter() - started_s
+        self._suggestions += 1
+        return run
 
-    def _hand_out(self, trial: optuna.Trial) -> Job:
+    def _start(self, trial: optuna.Trial) -> TrialRun:
         """A trial that is new, or was left by a process that died, perhaps in this function."""
         with self._together():
             self.study.sampler = search.sampler(self.settings, trial.number, self._space)
             values = {name: trial._suggest(name, each) for name, each in self._space.items()}
             settings = self.settings.run_settings(values)
-            job = Job(trial.number, self.campaign.run(trial.number).name, settings.to_dict())
+            name = self.campaign.run(trial.number).name
             if RUN not in trial.user_attrs:
                 trial.set_user_attr(SEED, settings.run.seed)
-                trial.set_user_attr(RUN, job.run)
-        self._under_way.add(trial.number)
-        return job
+                trial.set_user_attr(RUN, name)
+        self._running.add(trial.number)
+        return TrialRun(trial.number, name, settings.to_dict())
 
-    def _next_repeat(self, trials: list[FrozenTrial]) -> Job | None:
-        made = self.study.user_attrs
+    def _next_repeat(self, trials: list[FrozenTrial]) -> TrialRun | None:
+        attributes = self.study.user_attrs
         best = search.ranked(trials, self.settings.objectives[0])[: self.settings.repeats.top]
         for trial in best:
             for seed in self.settings.repeat_seeds:
-                known = repeat_key(trial.number, seed) in made
-                if known or (trial.number, seed) in self._repeating:
+                key = (trial.number, seed)
+                if key in self._repeating or repeat_key(*key) in attributes:
                     continue
-                self._repeating.add((trial.number, seed))
+                self._repeating.add(key)
                 settings = self.settings.run_settings(dict(trial.params), seed)
-                run = self.campaign.run(trial.number, seed)
-                return Job(trial.number, run.name, settings.to_dict(), seed)
+                name = self.campaign.run(trial.number, seed).name
+                return TrialRun(trial.number, name, settings.to_dict(), seed)
         return None
 
-    # What came of it
+    # Report and tell: what came of it
 
-    def report(self, job: Job, images: int, evaluation: Mapping[str, Any]) -> Verdict:
-        """Take in an evaluation of a job under way, and say whether it goes on."""
-        if job.repeat_seed is not None or len(self.settings.objectives) > 1:
+    def report(self, run: TrialRun, images: int, evaluation: Mapping[str, Any]) -> Verdict:
+        """Take in an evaluation of a run under way, and say whether it goes on."""
+        if run.repeat_seed is not None or len(self.settings.objectives) > 1:
             return "go on"
-        trial = self._trials()[job.trial]
+        trial = self._trials()[run.trial]
         if STOPPED_AT in trial.user_attrs:  # said before, by a process that died right then
             return "prune"
         value = search.value_of(evaluation, self.settings.objectives[0])
@@ -199,62 +210,57 @@ class Study:
             storage.set_trial_user_attr(key, STOPPED_AT, images)
             return "prune"
 
-    def end(self, job: Job, outcome: Outcome) -> None:
-        """A job has ended. What is not finite makes it failed."""
+    def tell(self, run: TrialRun, outcome: Outcome) -> None:
+        """Take in how a run ended; told twice it counts once. What is not finite has failed."""
         if outcome.status == "stopped":
-            self._leave(job)
+            self._release(run)
             return
         values = [search.value_of(outcome.evaluation, each) for each in self.settings.objectives]
         reason = outcome.reason
         for objective, value in zip(self.settings.objectives, values, strict=True):
             if outcome.status == "finished" and value is None and not reason:
-                found = search.figure_of(outcome.evaluation, objective)
-                reason = f"{objective.figure} is {'never reported' if found is None else found}"
-        figures = {name: told for name, told in outcome.evaluation.items() if finite(told)}
+                figure = search.figure_of(outcome.evaluation, objective)
+                reason = f"{objective.figure} is {'never reported' if figure is None else figure}"
         facts: dict[str, Any] = {
-            FIGURES: figures,
+            FIGURES: {name: each for name, each in outcome.evaluation.items() if finite(each)},
             COST: asdict(outcome.cost),
             FILES: dict(outcome.files),
         }
         if reason:
             facts[REASON] = reason
-        if job.repeat_seed is not None:
-            value = None if reason else values[0]
-            self._close_repeat(job, {"run": job.run, "value": value, **facts})
+        if run.repeat_seed is not None:
+            result = {"run": run.run, "value": None if reason else values[0], **facts}
+            with self._together():
+                self.study.set_user_attr(repeat_key(run.trial, run.repeat_seed), result)
+                self.study.set_user_attr(SECONDS, self.seconds)
         elif reason:
-            self._tell(job, TrialState.FAIL, None, facts)
+            self._tell(run, TrialState.FAIL, None, facts)
         elif outcome.status == "pruned":
-            self._tell(job, TrialState.PRUNED, None, facts)
+            self._tell(run, TrialState.PRUNED, None, facts)
         else:
-            self._tell(job, TrialState.COMPLETE, values, facts)
-
-    def _leave(self, job: Job) -> None:
-        """It was stopped, to be gone on with by the same command."""
-        if job.repeat_seed is None:
-            self._under_way.discard(job.trial)
-        else:
-            self._repeating.discard((job.trial, job.repeat_seed))
+            self._tell(run, TrialState.COMPLETE, values, facts)
+        self._release(run)
 
     def _tell(
-        self, job: Job, state: TrialState, values: list[Any] | None, facts: dict[str, Any]
+        self, run: TrialRun, state: TrialState, values: list[Any] | None, facts: dict[str, Any]
     ) -> None:
-        trial = self._trials()[job.trial]
-        if not trial.state.is_finished():  # told before, by a process that died right then
-            with self._together():
-                for name, fact in facts.items():
-                    self.study._storage.set_trial_user_attr(trial._trial_id, name, fact)
-                self.study.tell(job.trial, values, state)
-                self.study.set_user_attr(SECONDS, self.seconds)
-        self._leave(job)
-
-    def _close_repeat(self, job: Job, found: dict[str, Any]) -> None:
-        assert job.repeat_seed is not None
+        trial = self._trials()[run.trial]
+        if trial.state.is_finished():  # told before, by a process that died right then
+            return
         with self._together():
-            self.study.set_user_attr(repeat_key(job.trial, job.repeat_seed), found)
+            for name, fact in facts.items():
+                self.study._storage.set_trial_user_attr(trial._trial_id, name, fact)
+            self.study.tell(run.trial, values, state)
             self.study.set_user_attr(SECONDS, self.seconds)
-        self._leave(job)
 
-    # What is known
+    def _release(self, run: TrialRun) -> None:
+        """It is no longer under way in this process."""
+        if run.repeat_seed is None:
+            self._running.discard(run.trial)
+        else:
+            self._repeating.discard((run.trial, run.repeat_seed))
+
+    # The study itself
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -272,7 +278,7 @@ class Study:
             )
 
     def _together(self) -> contextlib.AbstractContextManager[None]:
-        """All that is told in the block is stored at once, where the study is a journal."""
+        """The block's writes are stored at once, all or none, where the study is a journal."""
         return contextlib.nullcontext() if self._journal is None else self._journal.together()
 
 
@@ -281,7 +287,7 @@ def _ended_at_s(trial: FrozenTrial) -> float:
 
 
 def repeat_key(trial: int, seed: int) -> str:
-    """Name of the study's attribute that holds what came of a repeat."""
+    """Name of the study's attribute that holds the result of a repeat."""
     return f"{REPEAT}:{trial}:{seed}"
 
 

@@ -1,13 +1,13 @@
-"""A campaign on a terminal: its plan, a live table; plain lines elsewhere."""
+"""A campaign in text: its plan, its progress in lines, a table of its trials."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,12 +17,12 @@ from tuner.settings import CampaignSettings, Choices, Range
 from tuner.status import CampaignStatus, TrialRow, by_mean
 
 COLOURS = {"complete": "green", "running": "blue", "pruned": "yellow", "fail": "red"}
-SHOWN = 8  # best trials in the live table
+SHOWN = 8  # best trials of a campaign that goes on
 PIPED_WIDTH = 200
 
 
-def plan(campaign: Campaign, settings: CampaignSettings) -> list[str]:
-    """What a campaign is to do, in lines."""
+def plan_lines(campaign: Campaign, settings: CampaignSettings) -> list[str]:
+    """What a campaign is to do, a line for each part of it."""
     budget, repeats = settings.budget, settings.repeats
     limit = f", none starts after {budget.seconds:,.0f} s" if budget.seconds else ""
     several = repeats.top and repeats.seeds and len(settings.objectives) == 1
@@ -55,36 +55,26 @@ def _pruning(settings: CampaignSettings) -> str:
     return f"asha, {rungs}; the best 1/{rules.reduction} of each go on"
 
 
-class CampaignView:
-    """Shows a campaign while it runs; `show` may be called as often as one likes."""
+class CampaignLines(contextlib.AbstractContextManager["CampaignLines"]):
+    """Prints a campaign as it goes on: a line whenever a trial's state changes."""
 
     def __init__(self, settings: CampaignSettings) -> None:
         self._settings = settings
-        self._live = Live(console=console(), auto_refresh=False, transient=False)
-        self._told: dict[int, str] = {}
+        self._states: dict[int, str] = {}  # as they were printed last, by trial
         self._repeats = 0
-        self._tty = sys.stdout.isatty()
 
-    def __enter__(self) -> Self:
-        if self._tty:
-            self._live.__enter__()
-        return self
-
-    def __exit__(self, *details: Any) -> None:
-        if self._tty:
-            self._live.__exit__(*details)
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
 
     def show(self, status: CampaignStatus) -> None:
-        if self._tty:
-            self._live.update(screen(status, self._settings), refresh=True)
-            return
+        """Print what is new since the status before."""
         news = [
             row for row in status.rows
-            if row.state != "waiting" and self._told.get(row.number) != row.state
+            if row.state != "waiting" and self._states.get(row.number) != row.state
         ]  # fmt: skip
         for row in news:
-            self._told[row.number] = row.state
-            print(printable(line(row, self._settings)), flush=True)
+            self._states[row.number] = row.state
+            print(printable(trial_line(row, self._settings)), flush=True)
         if any(row.state != "running" for row in news):
             print(headline(status), flush=True)
         if status.repeats_made > self._repeats:
@@ -97,40 +87,34 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 
-def screen(status: CampaignStatus, settings: CampaignSettings) -> Group:
-    """The best trials, those under way, and what was spent."""
-    trials = trials_table(best_and_running(status, settings), settings)
-    return Group(Text(headline(status)), trials, Text(budget(status)))
-
-
 def best_and_running(status: CampaignStatus, settings: CampaignSettings) -> list[TrialRow]:
-    """The trials that a live table shows."""
+    """The trials that are shown of a campaign that goes on."""
     running = [row for row in status.rows if row.state == "running"]
     return [*by_mean(status.rows, settings)[:SHOWN], *running]
 
 
 def headline(status: CampaignStatus) -> str:
-    """How far it is."""
+    """How far the campaign is: trials by state, the best values, the time to the end."""
     states = ", ".join(f"{count} {state}" for state, count in status.states.items() if count)
     best = ", ".join(f"best {name} {number(value)}" for name, value in status.best.items())
     repeats = (
         f", repeats {status.repeats_made}/{status.repeats_wanted}" if status.repeats_made else ""
     )
-    left = f", {duration(status.eta_s)} left" if status.eta_s else ""
-    told = [f"{status.ended}/{status.trials} trials", states, best]
-    return " · ".join(part for part in told if part) + repeats + left
+    eta = f", {duration(status.eta_s)} left" if status.eta_s else ""
+    parts = [f"{status.ended}/{status.trials} trials", states, best]
+    return " · ".join(part for part in parts if part) + repeats + eta
 
 
-def budget(status: CampaignStatus) -> str:
-    """What was spent, of what there is."""
+def budget_line(status: CampaignStatus) -> str:
+    """Time, images and GPU time spent, of the budget."""
     of = f" of {duration(status.budget_s)}" if status.budget_s else ""
     gpus = f", {duration(status.gpu_seconds)} of GPUs" if status.gpu_seconds else ""
     return f"spent {duration(status.seconds)}{of}, {status.images:,} images{gpus}"
 
 
-def line(row: TrialRow, settings: CampaignSettings) -> str:
+def trial_line(row: TrialRow, settings: CampaignSettings) -> str:
     """One trial in one line."""
-    params = ", ".join(f"{short(key)} {told(value)}" for key, value in row.params.items())
+    params = ", ".join(f"{short(key)} {value_text(value)}" for key, value in row.params.items())
     values = ", ".join(
         f"{objective.figure} {number(value)}"
         for objective, value in zip(settings.objectives, row.values, strict=False)
@@ -145,21 +129,21 @@ def line(row: TrialRow, settings: CampaignSettings) -> str:
 def trials_table(
     rows: Sequence[TrialRow], settings: CampaignSettings, *, params: bool = True
 ) -> Table:
-    """Trials with their values, their mean over (so many) seeds, their parameters if wanted."""
+    """Trials with their values, their mean over (so many) seeds, and where `params` says so their
+    parameters."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     figures = [objective.figure for objective in settings.objectives]
     keys = list(settings.space) if params else []
     names = [short(key) for key in keys]
-    again = any(row.repeats for row in rows)
-    heads = ["trial", "state", *figures, *["mean"] * again, *names, "images", "time"]
-    for head in heads:
+    with_mean = any(row.repeats for row in rows)
+    for head in ["trial", "state", *figures, *["mean"] * with_mean, *names, "images", "time"]:
         table.add_column(head, justify="left" if head == "state" else "right", no_wrap=True)
     for row in rows:
         values = [number(value) for value in row.values] + ["-"] * (len(figures) - len(row.values))
         seeds = len(row.repeats) + 1
         mean = f"{number(row.mean)} ({seeds})" if row.repeats and row.mean is not None else "-"
-        tried = [told(row.params.get(key)) for key in keys]
-        cells = [str(row.number), row.state, *values, *[mean] * again, *tried,
+        params_text = [value_text(row.params.get(key)) for key in keys]
+        cells = [str(row.number), row.state, *values, *[mean] * with_mean, *params_text,
                  f"{row.images:,}", duration(row.seconds)]  # fmt: skip
         texts = [Text(printable(cell)) for cell in cells]
         texts[1].stylize(COLOURS.get(row.state, ""))
@@ -172,6 +156,6 @@ def short(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def told(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A value of a setting, short."""
     return number(value) if isinstance(value, float) else "-" if value is None else str(value)

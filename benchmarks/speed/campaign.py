@@ -112,8 +112,8 @@ def study_calls(storage: str, url: str | None, count: int) -> dict[str, list[flo
     with ray_session(None, WRITERS + 1):
         import ray
 
-        from tuner.driver import environment as forwarded
         from tuner.server import StudyServer
+        from tuner.server import environment as forwarded
 
         server: Any = ray.remote(StudyServer).options(
             num_cpus=0, runtime_env={"env_vars": forwarded()}
@@ -140,13 +140,13 @@ def _write(server: Any, folder: str) -> list[tuple[float, str, float]]:
     os.chdir(folder)
     import ray
 
-    from tests.support.tiny_campaigns import finished, told
-    from tuner.study import Job
+    from tests.support.tiny_campaigns import figure_of, finished
+    from tuner.study import TrialRun
 
     calls = []
     while True:
         started_s = time.perf_counter()
-        kind, plain = ray.get(server.next.remote())
+        kind, plain = ray.get(server.ask.remote())
         asked_s = time.perf_counter()
         if kind == "over":
             return calls
@@ -154,9 +154,9 @@ def _write(server: Any, folder: str) -> list[tuple[float, str, float]]:
             time.sleep(0.01)
             continue
         calls.append((time.time(), "ask", asked_s - started_s))
-        outcome = finished(told(Job(**plain)))
+        outcome = finished(figure_of(TrialRun(**plain)))
         started_s = time.perf_counter()
-        ray.get(server.end.remote(plain, outcome))
+        ray.get(server.tell.remote(plain, outcome))
         calls.append((time.time(), "tell", time.perf_counter() - started_s))
 
 

@@ -8,10 +8,10 @@ from deploy.dashboards import campaign, cluster_overview, endpoint, training_run
 
 FOLDER = Path(__file__).resolve().parents[1] / "kubernetes/base/monitoring/dashboards"
 DASHBOARDS = {
-    "training-run": training_run.json_text,
-    "campaign": campaign.json_text,
-    "endpoint": endpoint.json_text,
-    "cluster-overview": cluster_overview.json_text,
+    "training-run": training_run.BOARD,
+    "campaign": campaign.BOARD,
+    "endpoint": endpoint.BOARD,
+    "cluster-overview": cluster_overview.BOARD,
 }
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, text in DASHBOARDS.items():
         path = FOLDER / f"{name}.json"
-        path.write_text(text(), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         print(path)
 
 

@@ -1,6 +1,7 @@
 """The kinds of panels that the dashboards are made of, by Grafana's own types.
 
-Every panel has a description: what it shows, and what a good value is.
+Every panel has a description: what it shows, and what a good value is. A query that needs no name
+for its series is its expression alone.
 """
 
 from __future__ import annotations
@@ -10,14 +11,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from grafana_foundation_sdk.builders import common as look
-from grafana_foundation_sdk.builders import (
-    dashboard,
-    prometheus,
-    stat,
-    statetimeline,
-    table,
-    timeseries,
-)
+from grafana_foundation_sdk.builders import dashboard, prometheus, statetimeline, timeseries
+from grafana_foundation_sdk.builders import stat as stats
+from grafana_foundation_sdk.builders import table as tables
 from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import prometheus as prom
@@ -25,8 +21,10 @@ from grafana_foundation_sdk.models import prometheus as prom
 DATASOURCE = grafana.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GOOD, WATCH, BAD, PLAIN = "green", "orange", "red", "blue"
 COLUMNS = 24  # of Grafana's grid
-Panel = timeseries.Panel | stat.Panel | table.Panel | statetimeline.Panel
-AnyPanel = TypeVar("AnyPanel", timeseries.Panel, stat.Panel, table.Panel, statetimeline.Panel)
+Limits = Sequence[tuple[float, str]]  # from which value on which colour
+Texts = Mapping[str, tuple[str, str]]  # what is shown instead of a value, and its colour
+Panel = timeseries.Panel | stats.Panel | tables.Panel | statetimeline.Panel
+AnyPanel = TypeVar("AnyPanel", timeseries.Panel, stats.Panel, tables.Panel, statetimeline.Panel)
 
 
 @dataclass(frozen=True)
@@ -34,20 +32,20 @@ class Query:
     """A PromQL expression, and how its series are called."""
 
     expr: str
-    legend: str = ""
+    legend: str = "__auto"
 
 
 def graph(
     title: str,
     description: str,
-    *queries: Query,
+    *queries: Query | str,
     unit: str = "short",
-    limits: Sequence[tuple[float, str]] = (),
+    limits: Limits = (),
     stacked: bool = False,
     log_scale: bool = False,
     span: int = 8,
 ) -> timeseries.Panel:
-    """Lines over time. `limits`: from which value on which colour is drawn behind them."""
+    """Lines over time; `limits` are dashed lines."""
     panel = (
         timeseries.Panel()
         .unit(unit)
@@ -66,9 +64,8 @@ def graph(
     elif not log_scale:
         panel = panel.axis_soft_min(0)
     if limits:
-        panel = panel.thresholds(_thresholds(limits)).thresholds_style(
-            look.GraphThresholdsStyleConfig().mode(common.GraphTresholdsStyleMode.DASHED)
-        )
+        dashed = look.GraphThresholdsStyleConfig().mode(common.GraphTresholdsStyleMode.DASHED)
+        panel = panel.thresholds(_thresholds(limits)).thresholds_style(dashed)
     if stacked:
         panel = panel.stacking(look.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
     if log_scale:
@@ -77,22 +74,19 @@ def graph(
     return _finish(panel, title, description, queries, span, height=8)
 
 
-def number(
+def stat(
     title: str,
     description: str,
-    *queries: Query,
+    *queries: Query | str,
     unit: str = "short",
-    limits: Sequence[tuple[float, str]] = (),
-    texts: Mapping[str, tuple[str, str]] | None = None,
+    limits: Limits = (),
+    texts: Texts | None = None,
     decimals: int | None = None,
     span: int = 4,
-) -> stat.Panel:
-    """The last value in the time that is looked at, so that finished runs have one too.
-
-    `texts`: what is shown instead of a value, and its colour.
-    """
+) -> stats.Panel:
+    """The last value in the time that is looked at, so that finished runs have one too."""
     panel = (
-        stat.Panel()
+        stats.Panel()
         .unit(unit)
         .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(common.BigValueGraphMode.AREA)
@@ -107,11 +101,8 @@ def number(
     return _finish(panel, title, description, queries, span, height=4)
 
 
-def timeline(
-    title: str, description: str, query: Query, texts: Mapping[str, tuple[str, str]],
-    span: int = 12,
-) -> statetimeline.Panel:  # fmt: skip
-    """What was when: a bar for each series, by the texts of its values."""
+def timeline(title: str, description: str, query: Query, texts: Texts) -> statetimeline.Panel:
+    """States over time: a bar for each series, by the texts of its values."""
     panel = (
         statetimeline.Panel()
         .mappings([_mapping(texts)])
@@ -120,7 +111,7 @@ def timeline(
         .row_height(0.8)
         .fill_opacity(70)
     )
-    return _finish(panel, title, description, [query], span, height=8)
+    return _finish(panel, title, description, [query], span=12, height=8)
 
 
 @dataclass(frozen=True)
@@ -130,94 +121,81 @@ class Column:
     title: str
     expr: str
     unit: str = "short"
-    limits: Sequence[tuple[float, str]] = ()
-    texts: Mapping[str, tuple[str, str]] | None = None
+    limits: Limits = ()
+    texts: Texts | None = None
 
 
-def rows(
-    title: str, description: str, key: str, columns: Sequence[Column], link: tuple[str, str],
-    height: int = 9,
-) -> table.Panel:  # fmt: skip
-    """A table with a row for each value of the label `key`; `link`: where a row leads, its title.
+def table(
+    title: str, description: str, key: str, columns: Sequence[Column], link: str, height: int = 9
+) -> tables.Panel:
+    """A table with a row for each value of the label `key`; `link`: where a row leads.
 
     Its queries are instant ones: they look back over `$__range` themselves.
     """
-    panel = table.Panel().show_header(True).cell_height(common.TableCellHeight.SM)
+    panel = tables.Panel().show_header(True).cell_height(common.TableCellHeight.SM)
+    names = {}
     for index, column in enumerate(columns):
-        panel = panel.override_by_name(column.title, _column_look(column))
-        panel = panel.with_target(_target(Query(column.expr), index, in_table=True))
-    href, text = link
-    links = [{"title": text, "url": href, "targetBlank": False}]
+        target = _target(column.expr, index).instant().format(prom.PromQueryFormat.TABLE)
+        panel = panel.override_by_name(column.title, _column_look(column)).with_target(target)
+        names[f"Value #{_letter(index)}"] = column.title
+    links = [{"title": "Its dashboard", "url": link, "targetBlank": False}]
     panel = panel.override_by_name(key, [grafana.DynamicConfigValue("links", links)])
-    names = {f"Value #{_letter(index)}": column.title for index, column in enumerate(columns)}
-    order = {key: 0} | {name: index + 1 for index, name in enumerate(names)}
+    order = {name: index for index, name in enumerate([key, *names])}
     organize = {"excludeByName": {"Time": True}, "renameByName": names, "indexByName": order}
-    panel = panel.transformations(
-        [
-            grafana.DataTransformerConfig("merge", options={}),
-            grafana.DataTransformerConfig("organize", options=organize),
-        ]
-    )
+    panel = panel.with_transformation(grafana.DataTransformerConfig("merge", options={}))
+    panel = panel.with_transformation(grafana.DataTransformerConfig("organize", options=organize))
     return _finish(panel, title, description, [], COLUMNS, height)
 
 
-def row(title: str) -> dashboard.Row:
-    """A heading."""
-    return dashboard.Row(title)
-
-
 def _column_look(column: Column) -> list[grafana.DynamicConfigValue]:
-    found = [grafana.DynamicConfigValue("unit", column.unit)]
+    values: dict[str, object] = {"unit": column.unit}
     if column.limits:
         steps = [{"value": value, "color": color} for value, color in _steps(column.limits)]
-        found += [
-            grafana.DynamicConfigValue("thresholds", {"mode": "absolute", "steps": steps}),
-            grafana.DynamicConfigValue("custom.cellOptions", {"type": "color-text"}),
-        ]
+        values["thresholds"] = {"mode": "absolute", "steps": steps}
     if column.texts:
-        found += [
-            grafana.DynamicConfigValue("mappings", [_mapping(column.texts)]),
-            grafana.DynamicConfigValue("custom.cellOptions", {"type": "color-text"}),
-        ]
-    return found
+        values["mappings"] = [_mapping(column.texts)]
+    if column.limits or column.texts:
+        values["custom.cellOptions"] = {"type": "color-text"}
+    return [grafana.DynamicConfigValue(name, value) for name, value in values.items()]
 
 
 def _finish(
-    panel: AnyPanel, title: str, description: str, queries: Sequence[Query], span: int, height: int
-) -> AnyPanel:
+    panel: AnyPanel, title: str, description: str, queries: Sequence[Query | str], span: int,
+    height: int,
+) -> AnyPanel:  # fmt: skip
     panel = panel.title(title).description(description).datasource(DATASOURCE)
     panel = panel.span(span).height(height)
     for index, query in enumerate(queries):
-        panel = panel.with_target(_target(query, index))
+        panel = panel.with_target(_target(query, index).range())
     return panel
 
 
-def _target(query: Query, index: int, *, in_table: bool = False) -> prometheus.Dataquery:
-    target = (
+def _target(query: Query | str, index: int) -> prometheus.Dataquery:
+    query = Query(query) if isinstance(query, str) else query
+    return (
         prometheus.Dataquery()
         .expr(query.expr)
         .ref_id(_letter(index))
         .editor_mode(prom.QueryEditorMode.CODE)
-        .legend_format(query.legend or "__auto")
+        .legend_format(query.legend)
     )
-    return target.instant().format(prom.PromQueryFormat.TABLE) if in_table else target.range()
 
 
 def _letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _steps(limits: Sequence[tuple[float, str]]) -> list[tuple[float | None, str]]:
+def _steps(limits: Limits) -> list[tuple[float | None, str]]:
     """Grafana's steps: the first begins at minus infinity, which it writes as null."""
     return [(None, limits[0][1]), *limits[1:]]
 
 
-def _thresholds(limits: Sequence[tuple[float, str]]) -> dashboard.ThresholdsConfig:
+def _thresholds(limits: Limits) -> dashboard.ThresholdsConfig:
     steps = [grafana.Threshold(value=value, color=color) for value, color in _steps(limits)]
     return dashboard.ThresholdsConfig().mode(grafana.ThresholdsMode.ABSOLUTE).steps(steps)
 
 
-def _mapping(texts: Mapping[str, tuple[str, str]]) -> grafana.ValueMap:
+def _mapping(texts: Texts) -> grafana.ValueMap:
     return grafana.ValueMap(
         {
             value: grafana.ValueMappingResult(text=text, color=color, index=index)

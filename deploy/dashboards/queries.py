@@ -13,11 +13,31 @@ STATES = {
     "1": ("starting", PLAIN), "2": ("running", GOOD), "3": ("recovering", WATCH),
     "4": ("finished", "purple"), "5": ("stopped", "gray"), "6": ("failed", BAD),
 }  # fmt: skip
+ACCURACY_LIMITS = [(0, GOOD), (0.9, WATCH), (0.98, BAD)]  # of pairs rightly judged: D wins
+GOODPUT_LIMITS = [(0, BAD), (0.5, WATCH), (0.8, GOOD)]
 
 
 def by(how: str, labels: str, expr: str) -> str:
     """An aggregation that keeps these labels."""
     return f"{how} by ({labels}) ({expr})"
+
+
+def max_of(metric: str, matcher: str = "", labels: str = "") -> str:
+    """The largest of a metric's series now, of all or by labels."""
+    series = f"{metric}{{{matcher}}}" if matcher else metric
+    return by("max", labels, series) if labels else f"max({series})"
+
+
+def rate_of(metric: str, matcher: str = "", labels: str = "") -> str:
+    """How fast a counter grows per second, summed over all or by labels."""
+    rate = f"rate({metric}{{{matcher}}}{RATE})" if matcher else f"rate({metric}{RATE})"
+    return by("sum", labels, rate) if labels else f"sum({rate})"
+
+
+def mean_of(histogram: str, matcher: str) -> str:
+    """The mean of a histogram's values of the last minutes."""
+    count = rate_of(f"{histogram}_count", matcher)
+    return f"{rate_of(f'{histogram}_sum', matcher)} / ({count} > 0)"
 
 
 def state_number(matcher: str, labels: str, over: str = "") -> str:
@@ -38,9 +58,8 @@ def _state_number(matcher: str, labels: str, form: str) -> str:
 
 def quantile(share: float, histogram: str, matcher: str, labels: str = "") -> str:
     """A quantile of a histogram's values of the last minutes."""
-    kept = f"le, {labels}" if labels else "le"
-    buckets = f"rate({histogram}_bucket{{{matcher}}}{RATE})"
-    return f"histogram_quantile({share:g}, {by('sum', kept, buckets)})"
+    buckets = rate_of(f"{histogram}_bucket", matcher, f"le, {labels}" if labels else "le")
+    return f"histogram_quantile({share:g}, {buckets})"
 
 
 def share_of_time(histogram: str, matcher: str) -> str:
@@ -50,29 +69,15 @@ def share_of_time(histogram: str, matcher: str) -> str:
 
 def gpu_busy(matcher: str, label: str) -> str:
     """How busy GPUs are by a label; one series called `no GPU` where there is none."""
-    return _or_no_gpu(by("avg", label, f"aalnet_gpu_busy_ratio{{{matcher}}}"), label)
+    return or_called(by("avg", label, f"aalnet_gpu_busy_ratio{{{matcher}}}"), label, "no GPU")
 
 
 def gpu_memory(matcher: str, labels: str) -> str:
     """Bytes of GPU memory by labels; one series called `no GPU` where there is none."""
-    first = labels.split(",", maxsplit=1)[0]
-    return _or_no_gpu(by("max", labels, f"aalnet_gpu_memory_bytes{{{matcher}}}"), first)
+    first, *_ = labels.split(",")
+    return or_called(max_of("aalnet_gpu_memory_bytes", matcher, labels), first, "no GPU")
 
 
 def or_called(expr: str, label: str, value: str) -> str:
     """An expression, or where it gives nothing one 0 whose label says so."""
     return f'{expr} or on() label_replace(vector(0), "{label}", "{value}", "", "")'
-
-
-def accuracy_limits() -> list[tuple[float, str]]:
-    """From which share of pairs rightly judged D is winning."""
-    return [(0, GOOD), (0.9, WATCH), (0.98, BAD)]
-
-
-def goodput_limits() -> list[tuple[float, str]]:
-    """Below which goodput a run is worth a look."""
-    return [(0, BAD), (0.5, WATCH), (0.8, GOOD)]
-
-
-def _or_no_gpu(expr: str, label: str) -> str:
-    return or_called(expr, label, "no GPU")

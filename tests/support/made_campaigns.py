@@ -49,9 +49,9 @@ def made_campaign(
         _add_trial(study, campaign, settings, number, outcome)
     for number, values in (repeats or {}).items():
         for seed, value in enumerate(values, start=1):
-            found = {"run": campaign.run(number, seed).name, "value": value,
-                     "cost": {"seconds": 300.0, "images": IMAGES, "gpu_seconds": 0.0}}  # fmt: skip
-            study.set_user_attr(f"repeat:{number}:{seed}", found)
+            result = {"run": campaign.run(number, seed).name, "value": value,
+                      "cost": {"seconds": 300.0, "images": IMAGES, "gpu_seconds": 0.0}}  # fmt: skip
+            study.set_user_attr(f"repeat:{number}:{seed}", result)
     study.set_user_attr("seconds", 1500.0)
     study.set_user_attr("began_at_s", 1_750_000_000.0)
     return campaign

@@ -13,7 +13,7 @@ from cluster.storage.store import Store
 from tests.support.tiny_runs import tiny_values
 from tuner.campaign import Campaign
 from tuner.settings import CampaignSettings, parse_campaign
-from tuner.study import Cost, Job, Outcome, Study
+from tuner.study import CampaignStudy, Cost, Outcome, TrialRun
 
 IMAGES = 32  # of a trial; evaluations at 16 and 32
 
@@ -49,10 +49,10 @@ def write_campaign(path: Path, data: Path, overrides: Mapping[str, Any] | None =
 
 def open_study(
     place: Path | Store, settings: CampaignSettings, name: str = "tiny", url: str | None = None
-) -> Study:
+) -> CampaignStudy:
     """The study of a campaign, as its actor opens it at every start."""
     store = FolderStore(place) if isinstance(place, Path) else place
-    return Study(Campaign(store, name, url), settings)
+    return CampaignStudy(Campaign(store, name, url), settings)
 
 
 def finished(value: float, **figures: float) -> Outcome:
@@ -64,13 +64,13 @@ def failed(reason: str) -> Outcome:
     return Outcome("failed", reason=reason)
 
 
-def jobs(study: Study) -> Iterator[Job]:
-    """Every job that there is, one after the other: each must be ended before the next."""
-    while (job := study.next()) is not None:
-        yield job
+def runs(study: CampaignStudy) -> Iterator[TrialRun]:
+    """Every run that there is, one after the other: each must be told before the next is asked."""
+    while (run := study.ask()) is not None:
+        yield run
 
 
-def told(job: Job) -> float:
-    """A made-up figure that depends on the job's settings alone."""
-    objective = job.settings["objective"]
+def figure_of(run: TrialRun) -> float:
+    """A made-up figure that depends on the run's settings alone."""
+    objective = run.settings["objective"]
     return float(abs(objective["eta"] - 0.2) + objective["lambda"] / 10 + objective["K"] / 100)

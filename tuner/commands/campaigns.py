@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from aalnet.errors import ConfigError, UserError
 from cluster.commands.options import Json, Storage
 from cluster.storage.location import open_store
 from cluster.view.progress import duration, number, printable
-from tuner.commands.options import Study
+from tuner.commands.options import DEFAULT_STORAGE, StudyUrl, storage_flag
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from tuner.settings import CampaignSettings
     from tuner.status import CampaignStatus
 
-DEFAULT_STORAGE = "./aalnet-runs"
 COLOURS = {"finished": "green", "running": "blue", "unreadable": "red"}
 
 app = typer.Typer(
@@ -39,7 +37,9 @@ Number = Annotated[
 
 
 @app.command("list")
-def list_(storage: Storage = DEFAULT_STORAGE, study: Study = None, as_json: Json = False) -> None:
+def list_(
+    storage: Storage = DEFAULT_STORAGE, study: StudyUrl = None, as_json: Json = False
+) -> None:
     """List the campaigns of a storage."""
     from tuner.campaign import Campaign, list_campaigns
     from tuner.table import console
@@ -49,7 +49,8 @@ def list_(storage: Storage = DEFAULT_STORAGE, study: Study = None, as_json: Json
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not rows:
-        print(f"no campaigns in {store.uri}; start one with: aalnet tune CAMPAIGN{_flag(storage)}")
+        command = f"aalnet tune CAMPAIGN{storage_flag(storage)}"
+        print(f"no campaigns in {store.uri}; start one with: {command}")
     else:
         console().print(_table(rows))
         for row in rows:
@@ -59,22 +60,30 @@ def list_(storage: Storage = DEFAULT_STORAGE, study: Study = None, as_json: Json
 
 @app.command()
 def show(
-    name: Name, storage: Storage = DEFAULT_STORAGE, study: Study = None, as_json: Json = False
+    name: Name, storage: Storage = DEFAULT_STORAGE, study: StudyUrl = None, as_json: Json = False
 ) -> None:
     """Show one campaign: its plan, its trials, why some failed, and what to type next."""
     from tuner.status import by_mean
-    from tuner.table import budget, console, headline, plan, trials_table
+    from tuner.table import budget_line, console, headline, plan_lines, trials_table
 
     campaign, settings, status = load(name, storage, study)
     best = by_mean(status.rows, settings)
     if as_json:
-        told = _facts(campaign, status) | {"winner": best[0].number if best else None}
-        rows = [asdict(row) | {"mean": row.mean} for row in status.rows]
-        print(json.dumps(told | {"rows": rows, "settings": settings.to_dict()}, indent=2))
+        rows = [
+            asdict(row) | {"repeats": list(row.repeats.values()), "mean": row.mean}
+            for row in status.rows
+        ]
+        facts = {"winner": best[0].number if best else None, "rows": rows}
+        facts = _facts(campaign, status) | facts | {"settings": settings.to_dict()}
+        print(json.dumps(facts, indent=2))
         return
     rest = [row for row in status.rows if row.state != "complete"]
-    print("\n".join([*plan(campaign, settings), f"{'status':>12}  {standing(campaign, status)}"]))
-    print(f"\n{printable(headline(status))}\n{budget(status)}\n")
+    print(
+        "\n".join(
+            [*plan_lines(campaign, settings), f"{'status':>12}  {standing(campaign, status)}"]
+        )
+    )
+    print(f"\n{printable(headline(status))}\n{budget_line(status)}\n")
     console().print(trials_table([*best, *rest], settings))
     for row in status.rows:
         if row.reason:
@@ -89,7 +98,7 @@ def report(
         Path | None, typer.Option(help="write it here too", metavar="FILE", dir_okay=False)
     ] = None,
     storage: Storage = DEFAULT_STORAGE,
-    study: Study = None,
+    study: StudyUrl = None,
 ) -> None:
     """Write a campaign's report.html anew, as its study is now."""
     from tuner.report import write_report
@@ -109,14 +118,14 @@ def best(
     name: Name,
     trial: Number = None,
     storage: Storage = DEFAULT_STORAGE,
-    study: Study = None,
+    study: StudyUrl = None,
     as_json: Json = False,
 ) -> None:
     """Print run settings that make the winner again: `aalnet train best.yaml`."""
-    from tuner.best import best_facts, best_yaml, chosen
+    from tuner.best import best_facts, best_yaml, choose
 
     campaign, settings, status = load(name, storage, study)
-    row = chosen(status, settings, trial)
+    row = choose(status, settings, trial)
     if as_json:
         print(json.dumps(best_facts(campaign, settings, row), indent=2))
     else:
@@ -128,14 +137,14 @@ def dashboard(
     name: Name,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 8080,
     storage: Storage = DEFAULT_STORAGE,
-    study: Study = None,
+    study: StudyUrl = None,
 ) -> None:
     """Open optuna-dashboard on a campaign's study, for this machine alone, until Ctrl-C."""
     from cluster.training.stop import Stop
-    from tuner import dashboard as page
+    from tuner.dashboard import dashboard as serve
 
     campaign, _, _ = load(name, storage, study)
-    with Stop() as stop, page.dashboard(campaign, port) as address:
+    with Stop() as stop, serve(campaign, port) as address:
         print(f"{address}  (Ctrl-C ends it)", flush=True)
         while stop.by is None:
             time.sleep(0.2)
@@ -156,8 +165,8 @@ def schema() -> None:
 def load(
     name: str, storage: str, study: str | None
 ) -> tuple[Campaign, CampaignSettings, CampaignStatus]:
-    """A campaign that there is. Raises CheckpointError, StudyUnavailable."""
-    from tuner.report import load_status
+    """A campaign that there is, and how it stands. Raises CheckpointError, StudyUnavailable."""
+    from tuner.status import load_status
 
     campaign, settings = find(name, storage, study)
     status, _ = load_status(campaign, settings)
@@ -165,7 +174,7 @@ def load(
 
 
 def find(name: str, storage: str, study: str | None) -> tuple[Campaign, CampaignSettings]:
-    """A campaign that there is, and what it was begun with. Raises CheckpointError."""
+    """A campaign that there is, and its settings. Raises CheckpointError."""
     from tuner.campaign import find_campaign
 
     campaign = find_campaign(open_store(storage), name, study)
@@ -176,10 +185,10 @@ def find(name: str, storage: str, study: str | None) -> tuple[Campaign, Campaign
 
 def _summary(campaign: Campaign, study: str | None) -> dict[str, Any]:
     """A row of the list; why, where it cannot be read. `study`: of those in a database."""
-    from tuner.report import load_status
+    from tuner.status import load_status
 
     try:
-        if campaign.kept_in() is not None:
+        if campaign.study_url() is not None:
             campaign = replace(campaign, study=study)
         campaign.require_study()
         settings = campaign.settings()
@@ -219,15 +228,15 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("campaign", "status", "trials", "pruned", "failed", "best", "spent", "age"):
-        left = column in {"campaign", "status", "best"}
-        table.add_column(column, justify="left" if left else "right", no_wrap=left)
+        is_text = column in {"campaign", "status", "best"}
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_text)
     for row in rows:
         cells = [row["campaign"], row["status"]]
         if "error" in row:
             cells += ["-"] * 6
         else:
             states = row["states"]
-            ended = sum(states[name] for name in ("complete", "pruned", "fail"))
+            ended = states["complete"] + states["pruned"] + states["fail"]
             best = ", ".join(f"{name} {number(value)}" for name, value in row["best"].items())
             began = row["began_at_s"]
             age = "-" if began is None else duration(max(time.time() - began, 0.0))
@@ -240,7 +249,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _next(campaign: Campaign, storage: str, has_winner: bool) -> list[str]:
-    flag = _flag(storage)
+    flag = storage_flag(storage)
     report = f"aalnet campaigns report {campaign.name} --out report.html{flag}"
     if not has_winner:
         return [report]
@@ -249,7 +258,3 @@ def _next(campaign: Campaign, storage: str, has_winner: bool) -> list[str]:
         f"aalnet campaigns best {campaign.name}{flag} > best.yaml",
         f"aalnet train best.yaml{flag}",
     ]
-
-
-def _flag(storage: str) -> str:
-    return "" if storage == DEFAULT_STORAGE else f" --storage {shlex.quote(storage)}"

@@ -14,7 +14,7 @@ from cluster.commands.options import Storage
 from cluster.commands.watch import LINE_EVERY_S, Url
 from cluster.commands.watch import watch as watch_run
 from cluster.view.screen import History, figures_of
-from tuner.commands.options import Study
+from tuner.commands.options import StudyUrl
 
 if TYPE_CHECKING:
     from cluster.view.scrape import Sample
@@ -34,7 +34,7 @@ def watch(
         typer.Option("--campaign", metavar="NAME", help="a name from `aalnet campaigns list`"),
     ] = None,
     storage: Storage = "./aalnet-runs",
-    study: Study = None,
+    study: StudyUrl = None,
     url: Url = None,
 ) -> None:
     """Show how a run, or a campaign, goes on, until it ends. Exit code 1 if a run failed.
@@ -56,9 +56,9 @@ def _watch_study(name: str, storage: str, study: str | None) -> None:
     from cluster.storage.store import StoreError
     from tuner.campaign import StudyUnavailable
     from tuner.commands.campaigns import find, standing
-    from tuner.report import load_status, read_status
     from tuner.screen import CampaignScreen
-    from tuner.table import CampaignView
+    from tuner.status import current_status, load_status
+    from tuner.table import CampaignLines
 
     campaign, settings = find(name, storage, study)
     status, opened = load_status(campaign, settings)
@@ -66,7 +66,7 @@ def _watch_study(name: str, storage: str, study: str | None) -> None:
     if stands in {"stopped", "held"}:
         print(f"campaign `{name}` is not running here; Ctrl-C leaves", file=sys.stderr)
     live = sys.stdout.isatty()
-    with CampaignScreen(name) if live else CampaignView(settings) as view:
+    with CampaignScreen(name) if live else CampaignLines(settings) as view:
         while True:
             if isinstance(view, CampaignScreen):
                 view.show(status, settings, stands)
@@ -76,7 +76,7 @@ def _watch_study(name: str, storage: str, study: str | None) -> None:
                 return
             time.sleep(POLL_S)
             try:
-                status = read_status(campaign, campaign.settings() or settings, opened)
+                status = current_status(campaign, campaign.settings() or settings, opened)
                 stands = standing(campaign, status)
             except (StoreError, StudyUnavailable):
                 stands = "the storage does not answer"
