@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import kuberay_rules, kubernetes_references, kubernetes_rules
 from tests.support.kubernetes_objects import Object, render, select
-from tests.test_deploy_manifests import CRDS, NEWEST, RULES
+from tests.test_deploy_manifests import NEWEST, RULES
 
 HEAD = "RayJob/aalnet-trainer spec rayClusterSpec headGroupSpec template spec"
 CLUSTER = "RayJob/aalnet-trainer spec rayClusterSpec"
@@ -186,19 +186,17 @@ CRD_BROKEN: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRD schemas are not beside the project")
 @pytest.mark.parametrize(
     ("path", "value"), CRD_BROKEN, ids=[path.split()[-1] for path, _ in CRD_BROKEN]
 )
 def test_kuberays_crds_catch(path: str, value: Any) -> None:
     broken = break_it(render("overlays/aws"), path, value)
-    assert kuberay_rules.crd_errors(select(broken, "RayJob", "aalnet-trainer"), CRDS)
+    assert kuberay_rules.crd_errors(select(broken, "RayJob", "aalnet-trainer"))
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="KubeRay's CRD schemas are not beside the project")
 def test_a_default_is_as_good_as_a_value() -> None:
     broken = break_it(render("overlays/aws"), f"{GROUP} maxReplicas", MISSING)
-    assert not kuberay_rules.crd_errors(select(broken, "RayJob", "aalnet-trainer"), CRDS)
+    assert not kuberay_rules.crd_errors(select(broken, "RayJob", "aalnet-trainer"))
 
 
 def test_kubernetes_schemas_catch_an_unknown_field() -> None:

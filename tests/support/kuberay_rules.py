@@ -15,6 +15,7 @@ import yaml
 from tests.support.kubernetes_objects import Object, cluster_spec
 from tests.support.kubernetes_rules import named
 
+SCHEMAS = Path(__file__).resolve().parents[1] / "schemas" / "kuberay-1.7.0"
 NAMES = {"RayJob": 47, "RayService": 47, "RayCluster": 53, "RayCronJob": 36}
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 MODES = {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
@@ -158,9 +159,9 @@ def _kueue(spec: Object, cluster: Object, annotations: Object) -> Iterator[str]:
         yield "autoscaling under Kueue needs the annotation elastic-job"
 
 
-def crd_errors(item: Object, folder: Path) -> list[str]:
+def crd_errors(item: Object) -> list[str]:
     """As the API server checks it: a default is as good as a value, an unknown field is not."""
-    file = folder / f"ray.io_{item['kind'].lower()}s.schema.json"
+    file = SCHEMAS / f"ray.io_{item['kind'].lower()}s.schema.json"
     crd = json.loads(file.read_text(encoding="utf-8"))
     group, _, version = item["apiVersion"].partition("/")
     if group != crd["group"] or not crd["versions"].get(version, {}).get("served"):
