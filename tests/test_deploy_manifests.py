@@ -33,7 +33,7 @@ OLDEST, NEWEST = "1.30", "1.37"  # of Kubernetes: what docs/kubernetes.md asks f
 CUSTOM = ("ray.io", "monitoring.coreos.com", "kueue.x-k8s.io")
 RULES = [
     kubernetes_rules.pod_security,
-    kubernetes_rules.hardening,
+    kubernetes_rules.api_tokens,
     kubernetes_rules.resources,
     kubernetes_rules.images,
     kubernetes_rules.secrets,
