@@ -14,8 +14,14 @@ import pytest
 from aalnet.errors import AalnetError, UserError
 from deploy.commands import deploy_options
 from deploy.operator import execute
-from deploy.operator.errors import AccessError, ClusterError, Conflict, ManifestError, TimedOut
-from deploy.operator.render import render as rendered
+from deploy.operator.errors import (
+    AccessError,
+    FieldConflict,
+    KubernetesError,
+    ManifestError,
+    TimedOut,
+)
+from deploy.operator.render import render
 from tests.support import kube_store
 from tests.support.kube_api import APPLY, DROP, Fault, KubeApi
 from tests.support.kube_deploy import IMAGE, TRAINER, deploy, fails, good
@@ -121,7 +127,7 @@ def test_blanks_are_refused_before_anything_is_sent(kube: KubeApi) -> None:
 
 def owned_by_helm(kube: KubeApi) -> None:
     """Somebody else has applied the endpoint's Deployment with another image."""
-    (item,) = [o for o in rendered("local", "endpoint") if o["kind"] == "Deployment"]
+    (item,) = [o for o in render("local", "endpoint") if o["kind"] == "Deployment"]
     item["spec"]["progressDeadlineSeconds"] = 99
     item["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "aalnet"
     kube.objects.apply(item, "helm")
@@ -129,10 +135,10 @@ def owned_by_helm(kube: KubeApi) -> None:
 
 def test_a_conflict_names_field_and_owner(kube: KubeApi) -> None:
     owned_by_helm(kube)
-    told = fails(Conflict, "apply", "endpoint", "--overlay", "local", "--yes")
+    told = fails(FieldConflict, "apply", "endpoint", "--overlay", "local", "--yes")
     assert ".spec.progressDeadlineSeconds is helm's" in told
     assert "--force-conflicts" in told
-    assert Conflict("").exit_code == 4
+    assert FieldConflict("").exit_code == 4
     assert not any(r.query.get("dryRun") is None for r in kube.sent("PATCH"))
 
 
@@ -184,7 +190,7 @@ def test_what_was_changed_meanwhile_is_not_overwritten(
         return apply(store, item, manager, **options)
 
     monkeypatch.setattr(kube_store.Objects, "apply", meddling)
-    assert "changed by somebody else" in fails(ClusterError, *words, "--model", "faces")
+    assert "changed by somebody else" in fails(KubernetesError, *words, "--model", "faces")
 
 
 # A RayJob is read once
@@ -249,7 +255,7 @@ def test_a_job_is_replaced(
 def test_a_job_that_does_not_go_is_told(kube: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     good(*TRAINER, "--yes", "--no-wait")
     kube.objects.edit("RayJob", "aalnet-trainer", job(FAILED))
-    monkeypatch.setattr(execute.wait_gone, "__defaults__", (0.1,))
+    monkeypatch.setattr(execute.wait_until_deleted, "__defaults__", (0.1,))
     told = fails(TimedOut, *TRAINER, "--yes")
     assert "ray.io/rayjob-finalizer" in told
     assert TimedOut("").exit_code == 3
@@ -288,13 +294,13 @@ def test_delete_asks_first(kube: KubeApi) -> None:
     ("fault", "kind", "said"),
     [
         (Fault("GET", "/configmaps/", 401, 9), AccessError, "log in again"),
-        (Fault("PATCH", "rayjobs", 500, 9, "etcdserver: request timed out"), ClusterError, "etcd"),
+        (Fault("PATCH", "rayjobs", 500, 9, "etcdserver: timed out"), KubernetesError, "etcd"),
         (Fault("PATCH", "rayjobs", 422, 9, "spec.x: Invalid"), ManifestError, "refuses it: spec.x"),
         (Fault("PATCH", "rayjobs", 403, 9, 'rayjobs "x" is forbidden: exceeded quota: aalnet'),
-         ClusterError, "exceeded quota"),
+         KubernetesError, "exceeded quota"),
         (Fault("PATCH", "rayjobs", 500, 9, "failed to create typed patch object: .spec.entrypiont: "
                "field not declared in schema"), ManifestError, "refuses it: failed to create"),
-        (Fault("PATCH", "configmaps", DROP, 9), ClusterError, "cannot be reached"),
+        (Fault("PATCH", "configmaps", DROP, 9), KubernetesError, "cannot be reached"),
     ],
     ids=["401", "500", "422", "quota", "schema", "dropped"],
 )  # fmt: skip
@@ -306,7 +312,7 @@ def test_failures_are_told(kube: KubeApi, fault: Fault, kind: type[AalnetError],
 
 @pytest.mark.parametrize("code", [429, 500, 503, DROP])
 def test_what_passes_is_asked_for_again(kube: KubeApi, code: int) -> None:
-    kube.faults += [Fault("GET", "/apis/ray.io/v1$", code), Fault("PATCH", "configmaps", code)]
+    kube.faults += [Fault("GET", "/rayjobs/", code), Fault("PATCH", "configmaps", code, 2)]
     good(*TRAINER, "--yes", "--no-wait")
     assert "RayJob/aalnet-trainer" in kube.objects.names()
 
@@ -326,10 +332,10 @@ def test_a_missing_permission_is_named(kube: KubeApi) -> None:
 
 
 def test_missing_things_are_named(kube: KubeApi) -> None:
-    told = fails(ClusterError, *TRAINER, "--yes", "--namespace", "elsewhere")
+    told = fails(KubernetesError, *TRAINER, "--yes", "--namespace", "elsewhere")
     assert "namespace elsewhere is missing" in told
     kube.missing.add("ray.io")
-    assert "install KubeRay" in fails(ClusterError, *TRAINER, "--yes")
+    assert "install KubeRay" in fails(KubernetesError, *TRAINER, "--yes")
 
 
 def test_warnings_of_the_server_are_shown(kube: KubeApi) -> None:
@@ -349,4 +355,4 @@ def test_no_usable_kubeconfig(tmp_path: Path, text: str) -> None:
 def test_no_server_at_that_address(kube: KubeApi, tmp_path: Path) -> None:
     path = kube.kubeconfig(tmp_path)
     path.write_text(path.read_text().replace(kube.url, "http://127.0.0.1:1"))
-    assert "cannot be reached" in fails(ClusterError, "status", "--kubeconfig", str(path))
+    assert "cannot be reached" in fails(KubernetesError, "status", "--kubeconfig", str(path))

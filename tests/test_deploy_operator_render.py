@@ -16,25 +16,26 @@ import yaml
 from aalnet.errors import ConfigError, UserError
 from aalnet.settings import parse_settings
 from deploy.operator import render
-from deploy.operator.arguments import Changes
-from deploy.operator.changes import blanks, changed
+from deploy.operator.edits import blanks, edit_manifests
 from deploy.operator.errors import ManifestError
 from deploy.operator.objects import COMPONENTS, Component, Object
-from deploy.operator.pods import troubles
-from deploy.operator.state import State, state_of
+from deploy.operator.options import DeployOptions
+from deploy.operator.pods import problems
+from deploy.operator.status import ControllerState as State
+from deploy.operator.status import controller_state
 from tests.support import kuberay_rules, kubernetes_references
 from tests.support.kube_deploy import good
 from tests.support.kubernetes_objects import OVERLAYS, cluster_spec, select
 from tests.support.kubernetes_objects import render as whole
-from tests.test_deploy_manifests import CRDS, CUSTOM, NEWEST, OLDEST, RULES
+from tests.test_deploy_manifests import CUSTOM, NEWEST, OLDEST, RULES
 
 IMAGE = "registry.example:5000/team/aalnet:0.1.0-cuda"
 FILLED: dict[str, Any] = {"image": IMAGE, "storage": "s3://bucket/prefix"}
 
 
-def made(overlay: str, component: Component, **asked: Any) -> list[Object]:
+def made(overlay: str, component: Component, **options: Any) -> list[Object]:
     objects = whole(f"overlays/{overlay}/{component}")
-    return changed(objects, component, Changes(**asked))
+    return edit_manifests(objects, component, DeployOptions(**options))
 
 
 def run_settings(objects: list[Object]) -> dict[str, Any]:
@@ -72,8 +73,7 @@ def test_what_is_rendered_keeps_the_rules(overlay: str, component: Component) ->
         assert labels["app.kubernetes.io/managed-by"] == "aalnet"
         assert item["metadata"]["name"].startswith("faces")
         if item["apiVersion"].startswith(CUSTOM):
-            if CRDS.is_dir():
-                assert kuberay_rules.crd_errors(item, CRDS) == []
+            assert kuberay_rules.crd_errors(item) == []
         else:
             for version in (OLDEST, NEWEST):
                 kubernetes_validate.validate(item, version, strict=True)
@@ -315,7 +315,7 @@ def service(*conditions: tuple[str, str], seen: int = 1) -> Object:
     ],
 )  # fmt: skip
 def test_states(item: Object, state: State) -> None:
-    assert state_of(item) == state
+    assert controller_state(item) == state
 
 
 def test_pods_that_were_out_of_memory_or_evicted() -> None:
@@ -328,7 +328,7 @@ def test_pods_that_were_out_of_memory_or_evicted() -> None:
         {"metadata": {"name": "c", "deletionTimestamp": "x"}, "status": {"phase": "Failed",
                                                                          "reason": "Evicted"}},
     ]  # fmt: skip
-    assert troubles(pods, []) == [
+    assert problems(pods, []) == [
         "a: main was out of memory and began again", "b: Evicted: low on memory",
     ]  # fmt: skip
 

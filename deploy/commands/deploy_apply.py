@@ -26,19 +26,17 @@ from deploy.commands.deploy_options import (
     Storage,
     Workers,
     Yes,
-    agreed,
-    cluster_of,
+    confirm,
+    open_api,
     tell,
 )
-from deploy.operator import removal
-from deploy.operator.api import Cluster
-from deploy.operator.arguments import Changes, check_name
-from deploy.operator.changes import blanks, changed
-from deploy.operator.errors import ClusterError, ManifestError
-from deploy.operator.execute import execute
-from deploy.operator.look import View
+from deploy.operator.api import KubernetesApi
+from deploy.operator.diff import as_yaml
+from deploy.operator.edits import blanks, edit_manifests
+from deploy.operator.errors import KubernetesError, ManifestError
+from deploy.operator.execute import apply_changes, deletable, delete_objects
 from deploy.operator.objects import (
-    JOBS,
+    JOB_KINDS,
     NAMESPACE,
     Component,
     Object,
@@ -46,14 +44,15 @@ from deploy.operator.objects import (
     title,
     workload,
 )
-from deploy.operator.plan import Step, plan
-from deploy.operator.render import render as rendered
-from deploy.operator.text import as_yaml
-from deploy.operator.waiting import Lines, views
+from deploy.operator.options import DeployOptions, check_name
+from deploy.operator.plan import PlannedChange, plan_changes
+from deploy.operator.render import render as render_overlay
+from deploy.operator.status import WorkloadStatus
+from deploy.operator.wait import StatusLines, statuses
 
 SERVER_TIMEOUT_S = 900.0  # of an endpoint; a job may take days, and has deadlines of its own
 DECLINED, INTERRUPTED = 1, 130
-SHOWN_BLANKS = 4
+MAX_BLANKS = 4
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 WORDS = {"create": "new", "change": "changed", "replace": "replaced", "keep": "unchanged"}
 
@@ -65,8 +64,10 @@ def render(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Print the manifests that `apply` would send. Needs no cluster."""
-    asked = Changes(image, name, overrides or (), config, workers, storage, model, namespace)
-    objects = changed(rendered(overlay, component), component, asked)
+    options = DeployOptions(
+        image, name, overrides or (), config, workers, storage, model, namespace
+    )
+    objects = edit_manifests(render_overlay(overlay, component), component, options)
     for blank in blanks(objects):
         tell(f"warning: fill in {blank}")
     if as_json:
@@ -96,25 +97,23 @@ def apply(
     Exit codes: 0 done, 1 failed or declined, 2 a mistake, 3 not done in time, 4 fields that another
     manager owns, 130 Ctrl-C. The same command again goes on from where it was.
     """
-    asked = Changes(image, name, overrides or (), config, workers, storage, model, namespace)
-    objects = changed(rendered(overlay, component), component, asked)
+    options = DeployOptions(
+        image, name, overrides or (), config, workers, storage, model, namespace
+    )
+    objects = edit_manifests(render_overlay(overlay, component), component, options)
     _refuse_blanks(objects)
-    cluster = cluster_of(context, kubeconfig, namespace)
-    steps = plan(cluster, objects, force=force)
-    _show(steps, Console(stderr=as_json, highlight=False, soft_wrap=True))
-    to_do = [step for step in steps if step.action != "keep"]
-    done = False
-    if to_do and not dry_run:
-        counts = Counter(WORDS[step.action] for step in to_do)
+    api = open_api(context, kubeconfig, namespace)
+    plan = plan_changes(api, objects, force=force)
+    _show(plan, Console(stderr=as_json, highlight=False, soft_wrap=True))
+    counts = Counter(WORDS[change.action] for change in plan if change.action != "keep")
+    applied = bool(counts) and not dry_run
+    if applied:
         summary = ", ".join(f"{count} {word}" for word, count in counts.items())
-        if not agreed(f"apply this to {cluster.address} ({summary})?", yes=yes):
-            tell("nothing was changed")
-            raise typer.Exit(DECLINED)
-        execute(cluster, to_do, tell, force=force)
-        done = True
-    view = None if dry_run or no_wait else _wait(cluster, workload(objects), component, timeout_s)
+        _confirm_or_exit(f"apply this to {api.address} ({summary})?", yes=yes)
+        apply_changes(api, plan, tell, force=force)
+    status = None if dry_run or no_wait else _wait(api, workload(objects), component, timeout_s)
     if as_json:
-        print(json.dumps(_answer(steps, workload(objects), view, applied=done)))
+        print(json.dumps(_answer(plan, workload(objects), status, applied=applied)))
 
 
 def delete(
@@ -124,73 +123,75 @@ def delete(
 ) -> None:  # fmt: skip
     """Delete what `apply` made, and nothing else: runs, models and the namespace stay."""
     check_name("--name", name)
-    cluster = cluster_of(context, kubeconfig, namespace)
-    space, called = namespace or NAMESPACE, name or default_name(component)
-    found = removal.found(cluster, component, space, called)
-    for item in found.others:
+    api = open_api(context, kubeconfig, namespace)
+    namespace, name = namespace or NAMESPACE, name or default_name(component)
+    ours, others = deletable(api, component, namespace, name)
+    for item in others:
         tell(f"{title(item)} stays: `aalnet deploy` did not make it")
-    if found.ours:
-        tell(f"to be deleted in {space}: {', '.join(title(item) for item in found.ours)}")
-        if not agreed(f"delete this from {cluster.address}?", yes=yes):
-            tell("nothing was changed")
-            raise typer.Exit(DECLINED)
-        removal.remove(cluster, found.ours, tell)
+    titles = [title(item) for item in ours]
+    if ours:
+        tell(f"to be deleted in {namespace}: {', '.join(titles)}")
+        _confirm_or_exit(f"delete this from {api.address}?", yes=yes)
+        delete_objects(api, ours, tell)
     else:
-        tell(f"there is no {component} {called} of ours in {space}")
+        tell(f"there is no {component} {name} of ours in {namespace}")
     if as_json:
-        print(json.dumps({
-            "deleted": [title(item) for item in found.ours],
-            "kept": [title(item) for item in found.others],
-        }))  # fmt: skip
+        print(json.dumps({"deleted": titles, "kept": [title(item) for item in others]}))
 
 
 def _refuse_blanks(objects: Sequence[Object]) -> None:
-    if left := blanks(objects):
-        more = f" and {len(left) - SHOWN_BLANKS} more" if len(left) > SHOWN_BLANKS else ""
+    if lines := blanks(objects):
+        more = f" and {len(lines) - MAX_BLANKS} more" if len(lines) > MAX_BLANKS else ""
         raise ManifestError(
-            f"to be filled in first: {'; '.join(left[:SHOWN_BLANKS])}{more}. Give --image and "
+            f"to be filled in first: {'; '.join(lines[:MAX_BLANKS])}{more}. Give --image and "
             "--storage, or change the overlay"
         )
 
 
-def _show(steps: Sequence[Step], console: Console) -> None:
-    for step in steps:
-        why = f": {step.why}" if step.why else ""
-        console.print(Text(f"{title(step.item)} {WORDS[step.action]}{why}", style="bold"))
-        for line in step.lines:
+def _confirm_or_exit(question: str, *, yes: bool) -> None:
+    if not confirm(question, yes=yes):
+        tell("nothing was changed")
+        raise typer.Exit(DECLINED)
+
+
+def _show(plan: Sequence[PlannedChange], console: Console) -> None:
+    for change in plan:
+        why = f": {change.why}" if change.why else ""
+        console.print(Text(f"{title(change.item)} {WORDS[change.action]}{why}", style="bold"))
+        for line in change.diff:
             console.print(Text(line, style=COLOURS.get(line[:1], "")))
 
 
-def _wait(cluster: Cluster, item: Object, component: Component, timeout_s: float | None) -> View:
-    """Until it is done. Raises ClusterError where it has failed, TimedOut where it takes longer."""
+def _wait(
+    api: KubernetesApi, item: Object, component: Component, timeout_s: float | None
+) -> WorkloadStatus:
+    """Until it is done. Raises KubernetesError where it has failed, TimedOut where it is late."""
     metadata = item["metadata"]
-    name, namespace = metadata["name"], metadata["namespace"]
-    if timeout_s is None and item["kind"] not in JOBS:
+    if timeout_s is None and item["kind"] not in JOB_KINDS:
         timeout_s = SERVER_TIMEOUT_S
-    where = f"{component} --name {name} --namespace {namespace}"
-    lines = Lines(title(item), tell)
+    where = f"{component} --name {metadata['name']} --namespace {metadata['namespace']}"
+    lines = StatusLines(title(item), tell)
     try:
-        live = cluster.get(item["apiVersion"], item["kind"], namespace, name)
-        for view in views(cluster, live, timeout_s):
-            lines.show(view)
+        for status in statuses(api, item, timeout_s):
+            lines.show(status)
     except KeyboardInterrupt:
         tell(f"detached; it goes on in the cluster: aalnet deploy logs {where} --follow")
         sys.exit(INTERRUPTED)
-    if view.state.outcome == "failed":
-        why = "; ".join([view.state.reason or view.state.status, *view.waiting])
-        raise ClusterError(f"{title(item)} has failed: {why}; aalnet deploy logs {where}")
-    return view
+    if status.state.outcome == "failed":
+        why = "; ".join([status.state.reason or status.state.status, *status.waiting])
+        raise KubernetesError(f"{title(item)} has failed: {why}; aalnet deploy logs {where}")
+    return status
 
 
 def _answer(
-    steps: Sequence[Step], item: Object, view: View | None, *, applied: bool
+    plan: Sequence[PlannedChange], item: Object, status: WorkloadStatus | None, *, applied: bool
 ) -> dict[str, object]:
     return {
         "workload": title(item),
         "namespace": item["metadata"]["namespace"],
         "applied": applied,
-        "objects": {title(step.item): WORDS[step.action] for step in steps},
-        "status": view.state.status if view else None,
-        "outcome": view.state.outcome if view else None,
-        "images": view.images[0] if view and view.images else None,
+        "objects": {title(change.item): WORDS[change.action] for change in plan},
+        "status": status.state.status if status else None,
+        "outcome": status.state.outcome if status else None,
+        "images": status.images[0] if status and status.images else None,
     }

@@ -10,9 +10,9 @@ import typer
 
 from aalnet.errors import UserError
 from cluster.view.progress import printable
-from deploy.operator.api import Cluster, connect
-from deploy.operator.arguments import check_namespace
+from deploy.operator.api import KubernetesApi, connect
 from deploy.operator.objects import Component
+from deploy.operator.options import check_namespace
 from deploy.operator.render import NAMES
 
 ComponentName = Annotated[
@@ -51,8 +51,8 @@ Kubeconfig = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="do not ask")]
 
 
-def cluster_of(context: str | None, kubeconfig: Path | None, namespace: str | None) -> Cluster:
-    """The cluster that is meant; its warnings go to standard error."""
+def open_api(context: str | None, kubeconfig: Path | None, namespace: str | None) -> KubernetesApi:
+    """The cluster of these options; its warnings go to standard error."""
     check_namespace(namespace)
     return connect(context, kubeconfig, lambda text: tell(f"warning: {text}"))
 
@@ -67,8 +67,8 @@ def at_a_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def agreed(question: str, *, yes: bool) -> bool:
-    """Whether the person wants it.
+def confirm(question: str, *, yes: bool) -> bool:
+    """Whether the person agrees.
 
     Raises:
         UserError: nobody is there to ask.

@@ -23,27 +23,26 @@ from deploy.commands.deploy_options import (
     Name,
     Namespace,
     Overlay,
-    cluster_of,
+    open_api,
 )
-from deploy.operator.api import Cluster
-from deploy.operator.arguments import check_name
+from deploy.operator.api import KubernetesApi
 from deploy.operator.doctor import checks
-from deploy.operator.errors import Missing
-from deploy.operator.logs import Follower, Source
-from deploy.operator.look import look
+from deploy.operator.errors import NotFound
+from deploy.operator.logs import LogSource, LogStream
 from deploy.operator.objects import (
+    COMPONENT_LABEL,
     COMPONENTS,
-    INSTANCE,
-    JOBS,
-    KINDS,
+    INSTANCE_LABEL,
+    JOB_KINDS,
     NAMESPACE,
-    PART,
-    SERVERS,
+    SERVER_KINDS,
     Component,
     Object,
     default_name,
     title,
 )
+from deploy.operator.options import check_name
+from deploy.operator.status import workload_status
 
 INTERRUPTED = 130
 PIPED_WIDTH = 200
@@ -61,12 +60,11 @@ def status(
 ) -> None:  # fmt: skip
     """Show what there is, how it does, and why it waits. Exit code 1 where something has failed."""
     check_name("--name", name)
-    cluster = cluster_of(context, kubeconfig, namespace)
-    chosen = (component,) if component else COMPONENTS
+    api = open_api(context, kubeconfig, namespace)
     rows = [
-        _row(cluster, part, item)
-        for part in chosen
-        for item in _workloads(cluster, part, namespace or NAMESPACE, name)
+        _row(api, each, item)
+        for each in ((component,) if component else COMPONENTS)
+        for item in _workloads(api, each, namespace or NAMESPACE, name)
     ]
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -85,30 +83,30 @@ def logs(
         bool, typer.Option("--follow", "-f", help="go on until it ends, across lost connections")
     ] = False,
     of: Annotated[
-        Source | None,
+        LogSource | None,
         typer.Option(help="driver, head, worker or endpoint; default: driver or endpoint"),
     ] = None,
     tail: Annotated[int | None, typer.Option(min=0, help="only so many lines of the past")] = None,
 ) -> None:  # fmt: skip
     """Print the logs of a job's driver, its head or workers, or of the endpoint's pods."""
     check_name("--name", name)
-    cluster = cluster_of(context, kubeconfig, namespace)
-    called, space = name or default_name(component), namespace or NAMESPACE
-    found = _workloads(cluster, component, space, called)
-    if not found:
-        raise Missing(f"there is no {component} {called} in {space}; aalnet deploy status")
-    source: Source = of or ("driver" if found[0]["kind"] in JOBS else "endpoint")
+    api = open_api(context, kubeconfig, namespace)
+    name, namespace = name or default_name(component), namespace or NAMESPACE
+    workload = next(_workloads(api, component, namespace, name), None)
+    if workload is None:
+        raise NotFound(f"there is no {component} {name} in {namespace}; aalnet deploy status")
+    source: LogSource = of or ("driver" if workload["kind"] in JOB_KINDS else "endpoint")
     several = source in ("worker", "endpoint")
 
     def write(pod: str, text: str) -> None:
         print(f"{pod}  {text}" if several else text, flush=True)
 
-    reader = Follower(cluster, found[0], source, write)
+    stream = LogStream(api, workload, source, write)
     if not follow:
-        reader.show(tail)
+        stream.show(tail)
         return
     try:
-        reader.follow(tail)
+        stream.follow(tail)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 
@@ -118,41 +116,36 @@ def doctor(
     kubeconfig: Kubeconfig = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Check the cluster and what you may do there. Exit code 1 if a check fails."""
-    cluster = cluster_of(context, kubeconfig, namespace)
-    tell(checks(cluster, namespace or NAMESPACE, overlay), as_json)
+    api = open_api(context, kubeconfig, namespace)
+    tell(checks(api, namespace or NAMESPACE, overlay), as_json)
 
 
 def _workloads(
-    cluster: Cluster, component: Component, namespace: str, name: str | None
-) -> list[Object]:
-    return list(_found(cluster, component, namespace, name))
-
-
-def _found(
-    cluster: Cluster, component: Component, namespace: str, name: str | None
+    api: KubernetesApi, component: Component, namespace: str, name: str | None
 ) -> Iterator[Object]:
-    labels = {PART: component} | ({INSTANCE: name} if name else {})
-    for kind in SERVERS if component == "endpoint" else JOBS:
+    labels = {COMPONENT_LABEL: component} | ({INSTANCE_LABEL: name} if name else {})
+    for kind in SERVER_KINDS if component == "endpoint" else JOB_KINDS:
         try:
-            yield from cluster.list(KINDS[kind], kind, namespace, labels)
-        except Missing:  # the endpoint's Deployment needs no KubeRay
+            yield from api.find_all(kind, namespace, labels)
+        except NotFound:  # the endpoint's Deployment needs no KubeRay
             if kind != "RayService":
                 raise
 
 
-def _row(cluster: Cluster, component: Component, item: Object) -> dict[str, Any]:
-    view = look(cluster, item)
-    made = datetime.fromisoformat(item["metadata"]["creationTimestamp"])
+def _row(api: KubernetesApi, component: Component, item: Object) -> dict[str, Any]:
+    status = workload_status(api, item)
+    created = datetime.fromisoformat(item["metadata"]["creationTimestamp"])
+    reason = status.state.reason
     return {
         "component": component,
         "object": title(item),
-        "status": view.state.status,
-        "outcome": view.state.outcome,
-        "pods": view.pods,
-        "images": list(view.images) if view.images else None,
-        "age_s": round((datetime.now(UTC) - made).total_seconds()),
-        "why": [view.state.reason, *view.waiting] if view.state.reason else list(view.waiting),
-        "log": view.said,
+        "status": status.state.status,
+        "outcome": status.state.outcome,
+        "pods": status.pods,
+        "images": list(status.images) if status.images else None,
+        "age_s": round((datetime.now(UTC) - created).total_seconds()),
+        "why": [*([reason] if reason else []), *status.waiting],
+        "log": status.log_line,
     }
 
 

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 from aalnet.errors import AalnetError
 from cluster.view.checks import Check
-from deploy.operator.api import Cluster
-from deploy.operator.arguments import Changes
-from deploy.operator.changes import changed
-from deploy.operator.errors import AccessError, Missing
-from deploy.operator.objects import COMPONENTS, Object, title
+from deploy.operator.api import KubernetesApi
+from deploy.operator.edits import edit_manifests
+from deploy.operator.errors import AccessError, NotFound
+from deploy.operator.objects import COMPONENTS, title
+from deploy.operator.options import DeployOptions
 from deploy.operator.render import render
 
 OLDEST = (1, 30)  # preStop sleep of the endpoint
 GPU = "nvidia.com/gpu"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
-WRITE = ("get", "list", "watch", "create", "patch", "delete")
+WRITE = ("get", "list", "create", "patch", "delete")
 READ = ("get", "list")
-# As the Role aalnet-operator has it (deploy/kubernetes/base/namespace/operators.yaml).
+# The Role aalnet-operator (deploy/kubernetes/base/namespace/operators.yaml) has it all.
 NEEDED: dict[tuple[str, str], Sequence[str]] = {
     ("ray.io", "rayjobs"): WRITE,
     ("ray.io", "rayservices"): WRITE,
@@ -33,22 +33,22 @@ NEEDED: dict[tuple[str, str], Sequence[str]] = {
 }
 
 
-def checks(cluster: Cluster, namespace: str, overlay: str) -> Iterator[Check]:
+def checks(api: KubernetesApi, namespace: str, overlay: str) -> Iterator[Check]:
     """All checks, each as soon as it is known. After a server that does not answer, no more."""
-    first = _guarded("server", lambda: check_server(cluster))
+    first = _guarded("server", lambda: check_server(api))
     yield first
     if first.status == "fail":
         return
     todo: dict[str, Callable[[], Check]] = {
-        "kuberay": lambda: check_kuberay(cluster),
-        "namespace": lambda: check_namespace(cluster, namespace),
-        "permissions": lambda: check_permissions(cluster, namespace),
-        "storage class": lambda: check_storage_class(cluster),
-        "gpu nodes": lambda: check_gpus(cluster, needed=overlay != "local"),
-        "kueue": lambda: check_kueue(cluster, namespace, needed=overlay == "kueue"),
-        "prometheus": lambda: check_prometheus(cluster),
-        "metrics": lambda: check_metrics(cluster),
-        "manifests": lambda: check_manifests(cluster, namespace, overlay),
+        "kuberay": lambda: check_kuberay(api),
+        "namespace": lambda: check_namespace(api, namespace),
+        "permissions": lambda: check_permissions(api, namespace),
+        "storage class": lambda: check_storage_class(api),
+        "gpu nodes": lambda: check_gpus(api, needed=overlay != "local"),
+        "kueue": lambda: check_kueue(api, namespace, needed=overlay == "kueue"),
+        "prometheus": lambda: check_prometheus(api),
+        "metrics": lambda: check_metrics(api),
+        "manifests": lambda: check_manifests(api, namespace, overlay),
     }
     for name, check in todo.items():
         yield _guarded(name, check)
@@ -66,73 +66,68 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return Check(name, "fail", str(error))
 
 
-def check_server(cluster: Cluster) -> Check:
+def check_server(api: KubernetesApi) -> Check:
     """The API server's answer and version."""
-    version = cluster.version()
+    version = api.version()
     numbers = tuple(int(part) for part in version.lstrip("v").split(".")[:2])
-    detail = f"{cluster.address}, Kubernetes {version}"
+    detail = f"{api.address}, Kubernetes {version}"
     if numbers < OLDEST:
-        wanted = ".".join(map(str, OLDEST))
-        return Check("server", "warn", detail, f"made for Kubernetes {wanted} and newer")
+        oldest = ".".join(map(str, OLDEST))
+        return Check("server", "warn", detail, f"made for Kubernetes {oldest} and newer")
     return Check("server", "ok", detail)
 
 
-def check_kuberay(cluster: Cluster) -> Check:
+def check_kuberay(api: KubernetesApi) -> Check:
     """KubeRay's kinds. Whether its version knows all our fields, the manifests' check tells."""
-    versions = cluster.group_versions("ray.io")
     remedy = "install KubeRay 1.7: helm install kuberay-operator kuberay/kuberay-operator"
-    if "v1" not in versions:
-        told = f"ray.io serves {', '.join(versions)}" if versions else "its CRDs are missing"
-        return Check("kuberay", "fail", told, remedy)
-    missing = {"RayJob", "RayService", "RayCluster"} - set(cluster.kinds("ray.io/v1"))
+    missing = {"RayJob", "RayService", "RayCluster"} - api.kinds("ray.io/v1")
     if missing:
-        return Check("kuberay", "fail", f"no {', '.join(sorted(missing))}", remedy)
+        versions = ", ".join(api.group_versions("ray.io"))
+        detail = f"no {', '.join(sorted(missing))} in ray.io/v1; it serves {versions or 'nothing'}"
+        return Check("kuberay", "fail", detail, remedy)
     try:
-        operators = cluster.list(
-            "apps/v1", "Deployment", None, {"app.kubernetes.io/name": "kuberay-operator"}
-        )
+        operators = api.find_all("Deployment", None, {"app.kubernetes.io/name": "kuberay-operator"})
     except AccessError:
         return Check("kuberay", "ok", "CRDs ray.io/v1; its operator is not ours to see")
     if not operators:
         detail = "CRDs ray.io/v1, and no Deployment labelled kuberay-operator"
         return Check("kuberay", "warn", detail, "is its operator running? RayJobs need it")
     image = operators[0]["spec"]["template"]["spec"]["containers"][0]["image"]
-    ready = operators[0].get("status", {}).get("availableReplicas", 0)
     detail = f"CRDs ray.io/v1, operator {image.rpartition('/')[2]}"
-    if not ready:
+    if not operators[0].get("status", {}).get("availableReplicas", 0):
         return Check("kuberay", "fail", f"{detail}, not ready", "look at its pods and logs")
     return Check("kuberay", "ok", detail)
 
 
-def check_namespace(cluster: Cluster, namespace: str) -> Check:
+def check_namespace(api: KubernetesApi, namespace: str) -> Check:
     """The namespace and its Pod Security level."""
-    found = cluster.find("v1", "Namespace", None, namespace)
+    item = api.find("Namespace", None, namespace)
     remedy = "kubectl apply --server-side -k deploy/kubernetes/overlays/OVERLAY/around"
-    if found is None:
+    if item is None:
         return Check("namespace", "fail", f"{namespace} is missing", remedy)
-    level = found["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce")
+    level = item["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce")
     if level != "restricted":
-        told = f"{namespace} enforces {level or 'no level'} of Pod Security"
-        return Check("namespace", "warn", told, remedy)
+        detail = f"{namespace} enforces {level or 'no level'} of Pod Security"
+        return Check("namespace", "warn", detail, remedy)
     return Check("namespace", "ok", f"{namespace}, Pod Security restricted")
 
 
-def check_permissions(cluster: Cluster, namespace: str) -> Check:
+def check_permissions(api: KubernetesApi, namespace: str) -> Check:
     """What `aalnet deploy` does, asked of the server one by one."""
-    asked = [(verb, group, name) for (group, name), verbs in NEEDED.items() for verb in verbs]
+    needed = [(verb, group, name) for (group, name), verbs in NEEDED.items() for verb in verbs]
     refused = [
-        f"{verb} {name}" for verb, group, name in asked
-        if not cluster.may(verb, group, name, namespace)
+        f"{verb} {name}" for verb, group, name in needed
+        if not api.may(verb, group, name, namespace)
     ]  # fmt: skip
     if refused:
-        told = f"in {namespace} you may not {', '.join(refused)}"
-        return Check("permissions", "fail", told, "ask for the Role aalnet-operator")
-    return Check("permissions", "ok", f"all {len(asked)} in {namespace}")
+        detail = f"in {namespace} you may not {', '.join(refused)}"
+        return Check("permissions", "fail", detail, "ask for the Role aalnet-operator")
+    return Check("permissions", "ok", f"all {len(needed)} in {namespace}")
 
 
-def check_storage_class(cluster: Cluster) -> Check:
+def check_storage_class(api: KubernetesApi) -> Check:
     """A default storage class; only the overlay `local` claims a volume."""
-    classes = cluster.list("storage.k8s.io/v1", "StorageClass")
+    classes = api.find_all("StorageClass")
     defaults = [
         item["metadata"]["name"] for item in classes
         if item["metadata"].get("annotations", {}).get(DEFAULT_CLASS) == "true"
@@ -143,64 +138,55 @@ def check_storage_class(cluster: Cluster) -> Check:
     return Check("storage class", "ok", f"default {', '.join(defaults)}")
 
 
-def check_gpus(cluster: Cluster, *, needed: bool) -> Check:
+def check_gpus(api: KubernetesApi, *, needed: bool) -> Check:
     """Nodes that offer GPUs, and of what kind."""
-    nodes = cluster.list("v1", "Node")
-    offers = {node["metadata"]["name"]: _gpus(node) for node in nodes}
-    total = sum(offers.values())
-    if total:
-        kinds = {
-            node["metadata"].get("labels", {}).get("nvidia.com/gpu.product", "unnamed")
-            for node in nodes if offers[node["metadata"]["name"]]
-        }  # fmt: skip
-        with_gpu = sum(count > 0 for count in offers.values())
-        told = f"{total} on {with_gpu} of {len(nodes)} nodes ({', '.join(sorted(kinds))})"
-        return Check("gpu nodes", "ok", told)
-    told = f"no node of {len(nodes)} offers {GPU} now"
+    nodes = api.find_all("Node")
+    counts = [int(node.get("status", {}).get("allocatable", {}).get(GPU, "0")) for node in nodes]
+    products = {
+        node["metadata"].get("labels", {}).get("nvidia.com/gpu.product", "unnamed")
+        for node, count in zip(nodes, counts, strict=True) if count
+    }  # fmt: skip
+    if products:
+        with_gpu = sum(count > 0 for count in counts)
+        detail = (
+            f"{sum(counts)} on {with_gpu} of {len(nodes)} nodes ({', '.join(sorted(products))})"
+        )
+        return Check("gpu nodes", "ok", detail)
+    detail = f"no node of {len(nodes)} offers {GPU} now"
     if not needed:
-        return Check("gpu nodes", "ok", told)
+        return Check("gpu nodes", "ok", detail)
     remedy = "fine where nodes come when pods wait (Karpenter); else add some, with NVIDIA's plugin"
-    return Check("gpu nodes", "warn", told, remedy)
+    return Check("gpu nodes", "warn", detail, remedy)
 
 
-def _gpus(node: Object) -> int:
-    return int(node.get("status", {}).get("allocatable", {}).get(GPU, "0"))
-
-
-def check_kueue(cluster: Cluster, namespace: str, *, needed: bool) -> Check:
+def check_kueue(api: KubernetesApi, namespace: str, *, needed: bool) -> Check:
     """Kueue, and the queue that the overlay names."""
-    versions = cluster.group_versions("kueue.x-k8s.io")
+    versions = api.group_versions("kueue.x-k8s.io")
     if not versions:
         remedy = "install Kueue 0.19, or use another overlay"
         return Check("kueue", "fail" if needed else "ok", "not installed", remedy)
-    api_version = f"kueue.x-k8s.io/{versions[0]}"
-    queues = [
-        item["metadata"]["name"] for item in cluster.list(api_version, "LocalQueue", namespace)
-    ]
-    told = f"{versions[0]}, queues in {namespace}: {', '.join(queues) or 'none'}"
+    items = api.find_all("LocalQueue", namespace, api_version=f"kueue.x-k8s.io/{versions[0]}")
+    queues = [item["metadata"]["name"] for item in items]
+    detail = f"{versions[0]}, queues in {namespace}: {', '.join(queues) or 'none'}"
     if needed and ("v1beta2" not in versions or not queues):
         remedy = "apply overlays/kueue/around; it needs v1beta2, of Kueue 0.19"
-        return Check("kueue", "fail", told, remedy)
-    return Check("kueue", "ok", told)
+        return Check("kueue", "fail", detail, remedy)
+    return Check("kueue", "ok", detail)
 
 
-def check_prometheus(cluster: Cluster) -> Check:
+def check_prometheus(api: KubernetesApi) -> Check:
     """The Prometheus operator's kinds."""
-    try:
-        kinds = cluster.kinds("monitoring.coreos.com/v1")
-    except Missing:
-        kinds = {}
-    if {"PodMonitor", "PrometheusRule"} <= set(kinds):
+    if {"PodMonitor", "PrometheusRule"} <= api.kinds("monitoring.coreos.com/v1"):
         return Check("prometheus", "ok", "PodMonitor and PrometheusRule are known")
     remedy = "install kube-prometheus-stack, or apply without base/monitoring"
     return Check("prometheus", "warn", "its operator's CRDs are missing", remedy)
 
 
-def check_metrics(cluster: Cluster) -> Check:
+def check_metrics(api: KubernetesApi) -> Check:
     """The metrics that the endpoint's autoscaler asks for."""
     missing = [
         group for group in ("metrics.k8s.io", "custom.metrics.k8s.io")
-        if not cluster.group_versions(group)
+        if not api.group_versions(group)
     ]  # fmt: skip
     if missing:
         remedy = "install metrics-server, and prometheus-adapter (docs/kubernetes.md)"
@@ -208,24 +194,21 @@ def check_metrics(cluster: Cluster) -> Check:
     return Check("metrics", "ok", "CPU and custom metrics can be had")
 
 
-def check_manifests(cluster: Cluster, namespace: str, overlay: str) -> Check:
+def check_manifests(api: KubernetesApi, namespace: str, overlay: str) -> Check:
     """A server-side dry run of every component: schemas, admission and quota have their say."""
-    made = 0
+    count = 0
     for component in COMPONENTS:
-        for item in changed(render(overlay, component), component, Changes(namespace=namespace)):
-            probe = {**item, "metadata": {**item["metadata"], "name": _probe_name(item)}}
+        options = DeployOptions(namespace=namespace)
+        for item in edit_manifests(render(overlay, component), component, options):
+            # No object's name: a dry run of a new one cannot conflict with what there is.
+            name = f"{item['metadata']['name'][:40]}-probe"
             try:
-                cluster.apply(probe, dry_run=True)
-            except Missing as error:
+                api.apply({**item, "metadata": {**item["metadata"], "name": name}}, dry_run=True)
+            except NotFound as error:
                 return Check("manifests", "fail", str(error), "see the checks above")
             except AccessError:
                 raise
             except AalnetError as error:
                 return Check("manifests", "fail", str(error), f"{title(item)} of {overlay}")
-            made += 1
-    return Check("manifests", "ok", f"the server takes all {made} objects of overlay {overlay}")
-
-
-def _probe_name(item: Object) -> str:
-    """No object's name: a dry run of a new one cannot conflict with what there is."""
-    return f"{item['metadata']['name'][:40]}-probe"
+            count += 1
+    return Check("manifests", "ok", f"the server takes all {count} objects of overlay {overlay}")

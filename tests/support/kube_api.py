@@ -11,7 +11,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,19 +175,21 @@ def _handler(api: KubeApi) -> type[BaseHTTPRequestHandler]:
                 return
             place = place_of(request.path, api.missing)
             if place is None:
-                raise Refusal(404, "NotFound", "the server could not find the requested resource")
+                self._send(404, "404 page not found\n")
+                return
             _check_permission(api, request, place)
             if place.part == "log":
                 self._stream(_log(api, request, place), cut=cut)
-            elif request.query.get("watch") == "true":
-                self._stream(_watch(api, request, place), cut=cut)
             else:
                 self._send(*_object(api, request, place))
 
-        def _send(self, code: int, answer: Object, headers: dict[str, str] | None = None) -> None:
-            text = json.dumps(answer).encode()
+        def _send(
+            self, code: int, answer: Object | str, headers: dict[str, str] | None = None
+        ) -> None:
+            text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            kind = "text/plain" if isinstance(answer, str) else "application/json"
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(text)))
             for key, value in (headers or {}).items():
                 self.send_header(key, value)
@@ -224,36 +225,29 @@ def _special(api: KubeApi, request: Request) -> Object | None:
         assert request.method == "POST"
         assert request.body is not None
         asked = request.body["spec"]["resourceAttributes"]
-        resource = "/".join(asked[k] for k in ("resource", "subresource") if k in asked)
+        resource = "/".join(asked[k] for k in ("resource", "subresource") if asked.get(k))
         allowed = (asked["verb"], resource) not in api.forbidden
         return {**request.body, "status": {"allowed": allowed}}
-    served = {version for version, _, _ in KINDS.values()}
     parts = request.path.strip("/").split("/")
-    if parts[0] == "apis" and len(parts) == 2 and parts[1] not in api.missing:
-        versions = [v for v in served if v.startswith(f"{parts[1]}/")]
-        entries = [{"groupVersion": v, "version": v.split("/")[1]} for v in sorted(versions)]
-        if parts[1] in ("metrics.k8s.io", "custom.metrics.k8s.io"):
-            entries = [{"groupVersion": f"{parts[1]}/v1beta1", "version": "v1beta1"}]
-        if entries:
-            return {"kind": "APIGroup", "apiVersion": "v1", "name": parts[1], "versions": entries,
-                    "preferredVersion": entries[0]}  # fmt: skip
-    version = "/".join(parts[1:])
-    if version in served and version.split("/")[0] not in api.missing:
-        resources = [
-            {"name": plural, "singularName": kind.lower(), "namespaced": namespaced, "kind": kind,
-             "verbs": ["delete", "get", "list", "patch", "watch"]}
-            for kind, (of_kind, plural, namespaced) in KINDS.items() if of_kind == version
-        ]  # fmt: skip
-        if version == "v1":  # a part is listed too, with its own kind
-            resources += [{"name": "pods/log", "namespaced": True, "kind": "Pod", "verbs": ["get"]}]
-        return {"kind": "APIResourceList", "groupVersion": version, "resources": resources}
+    if parts[0] != "apis" or not 2 <= len(parts) <= 3 or parts[1] in api.missing:
+        return None
+    versions = {version for version, _, _ in KINDS.values() if version.startswith(f"{parts[1]}/")}
+    if parts[1] in ("metrics.k8s.io", "custom.metrics.k8s.io"):
+        versions = {f"{parts[1]}/v1beta1"}
+    if len(parts) == 2 and versions:
+        return {"kind": "APIGroup", "apiVersion": "v1", "name": parts[1], "versions": [
+            {"groupVersion": version, "version": version.split("/")[1]}
+            for version in sorted(versions)]}  # fmt: skip
+    if "/".join(parts[1:]) in versions:
+        resources = [{"name": plural, "kind": kind} for kind, (version, plural, _) in KINDS.items()
+                     if version == "/".join(parts[1:])]  # fmt: skip
+        return {"kind": "APIResourceList", "groupVersion": "/".join(parts[1:]),
+                "resources": resources}  # fmt: skip
     return None
 
 
 def _check_permission(api: KubeApi, request: Request, place: Place) -> None:
-    watching = request.query.get("watch") == "true"
-    verbs = {"GET": "watch" if watching else "get" if place.name else "list",
-             "PATCH": "patch", "DELETE": "delete"}  # fmt: skip
+    verbs = {"GET": "get" if place.name else "list", "PATCH": "patch", "DELETE": "delete"}
     verb, (version, plural, _) = verbs[request.method], KINDS[place.kind]
     resource = f"{plural}/{place.part}" if place.part else plural
     if (verb, resource) in api.forbidden:
@@ -271,9 +265,8 @@ def _object(api: KubeApi, request: Request, place: Place) -> tuple[int, Object]:
         items = [item for item in api.objects.list(place.kind, place.namespace or None)
                  if _selected(item, request.query)]  # fmt: skip
         bare = [{k: v for k, v in i.items() if k not in ("kind", "apiVersion")} for i in items]
-        version = str(api.objects.version)
         return 200, {"kind": f"{place.kind}List", "apiVersion": KINDS[place.kind][0],
-                     "metadata": {"resourceVersion": version}, "items": bare}  # fmt: skip
+                     "metadata": {}, "items": bare}  # fmt: skip
     assert place.name is not None
     if request.method == "GET":
         return 200, api.objects.get(place.kind, place.namespace, place.name)
@@ -326,33 +319,6 @@ def _selected(item: Object, query: dict[str, str]) -> bool:
         if found != value:
             return False
     return True
-
-
-def _watch(api: KubeApi, request: Request, place: Place) -> Iterator[bytes]:
-    since = int(request.query["resourceVersion"])
-    if since < api.objects.oldest:
-        status = Refusal(410, "Expired", f"too old resource version: {since}").status
-        yield _line({"type": "ERROR", "object": status})
-        return
-    end_s = time.monotonic() + float(request.query["timeoutSeconds"])
-    while not api.stopping.is_set() and time.monotonic() < end_s:
-        with api.objects.changed:
-            fresh = [event for event in api.objects.events if event[0] > since]
-            if not fresh:
-                api.objects.changed.wait(0.05)
-        for version, kind, item in fresh:
-            since = version
-            ours = item["kind"] == place.kind and item["metadata"]["namespace"] == place.namespace
-            if ours and _selected(item, request.query):
-                yield _line({"type": kind, "object": item})
-    if request.query.get("allowWatchBookmarks") == "true":
-        bare = {"kind": place.kind, "apiVersion": KINDS[place.kind][0],
-                "metadata": {"resourceVersion": str(api.objects.version)}}  # fmt: skip
-        yield _line({"type": "BOOKMARK", "object": bare})
-
-
-def _line(event: Object) -> bytes:
-    return json.dumps(event).encode() + b"\n"
 
 
 def _log(api: KubeApi, request: Request, place: Place) -> Iterator[bytes]:

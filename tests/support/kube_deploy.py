@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from aalnet.errors import AalnetError
 from deploy.commands.deploy import app
-from deploy.operator import execute, logs, render, transport, waiting
+from deploy.operator import api, execute, logs, render, wait
 from tests.support.kube_api import KubeApi
 from tests.support.kube_store import Object
 
@@ -26,8 +26,8 @@ KUSTOMIZE = render.kustomize
 @contextlib.contextmanager
 def running_api(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
     """A server with our namespace, which KUBECONFIG leads to; pauses are short."""
-    monkeypatch.setattr(transport, "PAUSES_S", (0.01, 0.02))
-    monkeypatch.setattr(waiting, "TICK_S", 1.0)
+    monkeypatch.setattr(api, "RETRIES", api.RETRIES.new(total=2, backoff_factor=0.01))
+    monkeypatch.setattr(wait, "POLL_S", 0.1)
     monkeypatch.setattr(execute, "POLL_S", 0.02)
     monkeypatch.setattr(logs, "POLL_S", 0.05)
     monkeypatch.setattr(render, "kustomize", _once)

@@ -15,7 +15,6 @@ from typing import Any
 Object = dict[str, Any]
 Path = tuple[str, ...]
 Key = tuple[str, str, str]  # kind, namespace, name
-RAY = ("rayjobs", "rayservices", "rayclusters")
 # kind: (group/version, plural, namespaced)
 KINDS: dict[str, tuple[str, str, bool]] = {
     "ConfigMap": ("v1", "configmaps", True),
@@ -53,19 +52,16 @@ class Refusal(Exception):
 
 
 class Objects:
-    """All objects, with the events that a watch tells."""
+    """All objects of a server."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition(threading.RLock())
-        self.events: list[tuple[int, str, Object]] = []  # version, type, object
-        self.oldest = 0  # versions before it are forgotten: a watch gets 410
+        self._lock = threading.RLock()
         self._items: dict[Key, Object] = {}
         self._versions = itertools.count(101)
-        self.version = 100
 
     def put(self, item: Object) -> Object:
         """Make or replace an object behind the API's back, as a controller does."""
-        with self.changed:
+        with self._lock:
             made = copy.deepcopy(item)
             metadata = made["metadata"]
             metadata.setdefault("uid", str(uuid.uuid4()))
@@ -75,21 +71,21 @@ class Objects:
 
     def edit(self, kind: str, name: str, change: Callable[[Object], None]) -> None:
         """Change an object in place, as a controller does."""
-        with self.changed:
+        with self._lock:
             key = next(key for key in self._items if key[0] == kind and key[2] == name)
             item = copy.deepcopy(self._items[key])
             change(item)
             self._store(item)
 
     def get(self, kind: str, namespace: str, name: str) -> Object:
-        with self.changed:
+        with self._lock:
             item = self._items.get((kind, namespace, name))
         if item is None:
             raise not_found(kind, name)
         return copy.deepcopy(item)
 
     def list(self, kind: str, namespace: str | None = None) -> list[Object]:
-        with self.changed:
+        with self._lock:
             return [
                 copy.deepcopy(item) for key, item in sorted(self._items.items())
                 if key[0] == kind and namespace in (None, key[1])
@@ -97,12 +93,12 @@ class Objects:
 
     def names(self) -> set[str]:
         """`RayJob/x` of everything there is."""
-        with self.changed:
+        with self._lock:
             return {f"{kind}/{name}" for kind, _, name in self._items}
 
     def delete(self, kind: str, namespace: str, name: str, options: Object) -> Object:
         """Finalizers hold it back, as on a real server."""
-        with self.changed:
+        with self._lock:
             item = self.get(kind, namespace, name)
             wanted = options.get("preconditions", {}).get("uid")
             if wanted is not None and wanted != item["metadata"]["uid"]:
@@ -117,10 +113,8 @@ class Objects:
 
     def forget(self, kind: str, namespace: str, name: str) -> Object:
         """Take it away for good."""
-        with self.changed:
-            item = self._items.pop((kind, namespace, name))
-            self._tell("DELETED", item)
-            return item
+        with self._lock:
+            return self._items.pop((kind, namespace, name))
 
     def apply(
         self, item: Object, manager: str, *, force: bool = False, dry_run: bool = False
@@ -128,7 +122,7 @@ class Objects:
         """Server-side apply; the object as it then is, and whether it is new."""
         kind, metadata = item["kind"], item["metadata"]
         namespace, name = metadata.get("namespace", ""), metadata["name"]
-        with self.changed:
+        with self._lock:
             if KINDS[kind][2] and ("Namespace", "", namespace) not in self._items:
                 raise not_found("Namespace", namespace)
             live = self._items.get((kind, namespace, name))
@@ -155,16 +149,9 @@ class Objects:
         key = (item["kind"], metadata.get("namespace", ""), metadata["name"])
         if metadata.get("deletionTimestamp") and not metadata.get("finalizers"):
             return self.forget(*key)
-        kind = "MODIFIED" if key in self._items else "ADDED"
+        item["metadata"]["resourceVersion"] = str(next(self._versions))
         self._items[key] = item
-        self._tell(kind, item)
         return copy.deepcopy(item)
-
-    def _tell(self, kind: str, item: Object) -> None:
-        self.version = next(self._versions)
-        item["metadata"]["resourceVersion"] = str(self.version)
-        self.events.append((self.version, kind, copy.deepcopy(item)))
-        self.changed.notify_all()
 
 
 def merged(live: Object | None, item: Object, manager: str, *, force: bool) -> Object:

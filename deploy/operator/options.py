@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploy.operator.errors import ManifestError
 
-LONGEST_NAME = 47  # of a RayJob or RayService: KubeRay makes longer names of it
+MAX_NAME_CHARS = 47  # of a RayJob or RayService: KubeRay makes longer names of it
 NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 IMAGE = re.compile(r"[a-z0-9][\w./-]*(:\d+/[\w./-]+)?(:(?P<tag>\w[\w.-]{0,127}))?"
@@ -19,7 +19,7 @@ WORKERS = re.compile(r"([1-9]\d{0,4})(?::([1-9]\d{0,4}))?")
 
 
 @dataclass(frozen=True)
-class Changes:
+class DeployOptions:
     """What differs from the overlay; None and empty leave it as it is.
 
     Raises:
@@ -56,9 +56,9 @@ class Changes:
 
 def check_name(where: str, name: str | None) -> None:
     """A RayJob's or RayService's name, by KubeRay's rule. Raises ManifestError."""
-    if name is not None and (len(name) > LONGEST_NAME or not NAME.fullmatch(name)):
+    if name is not None and (len(name) > MAX_NAME_CHARS or not NAME.fullmatch(name)):
         raise ManifestError(
-            f"{where} must be at most {LONGEST_NAME} of a-z, 0-9 and -, a letter first, got "
+            f"{where} must be at most {MAX_NAME_CHARS} of a-z, 0-9 and -, a letter first, got "
             f"`{name}`: KubeRay makes longer names of it"
         )
 
@@ -71,17 +71,16 @@ def check_namespace(namespace: str | None) -> None:
 
 def worker_range(workers: str) -> tuple[int, int]:
     """Fewest and most of `N` or `MIN:MAX`. Raises ManifestError."""
-    found = WORKERS.fullmatch(workers)
-    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    match = WORKERS.fullmatch(workers)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if least > most:
         raise ManifestError(f"--workers must be N or MIN:MAX with 1 <= MIN <= MAX, got `{workers}`")
     return least, most
 
 
 def _check_image(image: str) -> None:
-    found = IMAGE.fullmatch(image)
-    fixed = found and (found["digest"] or found["tag"])
-    if not found or not fixed or found["tag"] == "latest":
+    match = IMAGE.fullmatch(image)
+    if not match or not (match["digest"] or match["tag"]) or match["tag"] == "latest":
         raise ManifestError(
             f"--image must be NAME:TAG or NAME@sha256:.., and its tag not latest, got `{image}`: "
             "all pods must run the same code"

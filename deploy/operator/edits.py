@@ -1,4 +1,4 @@
-"""What an operator asks of the manifests, applied to the objects as data. Nothing is sent here.
+"""The operator's options applied to the manifests as data. Nothing is sent here.
 
 docs/kubernetes.md has the table of what lies where.
 """
@@ -12,14 +12,14 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from deploy.operator import endpoint_changes, job_changes
-from deploy.operator.arguments import Changes, check_name
+from deploy.operator.endpoint_edits import edit_endpoint
 from deploy.operator.errors import ManifestError
+from deploy.operator.job_edits import edit_job
 from deploy.operator.objects import (
-    INSTANCE,
-    JOBS,
-    KINDS,
-    MADE_BY,
+    COMPONENT_KINDS,
+    INSTANCE_LABEL,
+    JOB_KINDS,
+    MANAGED_BY_LABEL,
     MANAGER,
     Component,
     Object,
@@ -30,6 +30,7 @@ from deploy.operator.objects import (
     title,
     workload,
 )
+from deploy.operator.options import DeployOptions, check_name
 
 HASH = re.compile(r"-[a-z0-9]{10}$")
 BLANKS = re.compile(r"\b(ACCOUNT|BUCKET|CLUSTER-QUEUE|OWNER|REGION)\b")
@@ -37,47 +38,49 @@ RAY_KINDS = ("RayJob", "RayService")
 RUN_OPTION = {"trainer": "--run", "campaign": "--name"}
 
 
-def changed(objects: Sequence[Object], component: Component, asked: Changes) -> list[Object]:
-    """The objects of a component as asked, ours by their labels.
+def edit_manifests(
+    manifests: Sequence[Object], component: Component, options: DeployOptions
+) -> list[Object]:
+    """The objects of a component with the options, ours by their labels.
 
     Raises:
-        UserError: what is asked cannot be; the message has the rule and the next move.
+        UserError: an option cannot be had; the message has the rule and the next move.
     """
-    made = copy.deepcopy(list(objects))
-    if asked.name is not None:
-        _rename(made, component, asked.name)
-    if asked.image is not None:
-        for container in containers(workload(made)):
-            container["image"] = asked.image
-    if asked.storage is not None:
-        config_map(made, "environment")["data"]["AALNET_STORAGE"] = asked.storage
-    if workload(made)["kind"] in JOBS:
-        job_changes.apply(made, component, asked)
+    objects = copy.deepcopy(list(manifests))
+    if options.name is not None:
+        _rename(objects, component, options.name)
+    if options.image is not None:
+        for container in containers(workload(objects)):
+            container["image"] = options.image
+    if options.storage is not None:
+        config_map(objects, "environment")["data"]["AALNET_STORAGE"] = options.storage
+    if workload(objects)["kind"] in JOB_KINDS:
+        edit_job(objects, component, options)
     else:
-        endpoint_changes.apply(made, asked)
-    for item in made:
-        item["metadata"].setdefault("labels", {})[MADE_BY] = MANAGER
-        if asked.namespace is not None:
-            item["metadata"]["namespace"] = asked.namespace
-    _rehash(made)
-    for item in made:
+        edit_endpoint(objects, options)
+    for item in objects:
+        item["metadata"].setdefault("labels", {})[MANAGED_BY_LABEL] = MANAGER
+        if options.namespace is not None:
+            item["metadata"]["namespace"] = options.namespace
+    _rehash(objects)
+    for item in objects:
         _check(item)
-    return made
+    return objects
 
 
 def blanks(objects: Sequence[Object]) -> list[str]:
     """What still stands in CAPITALS for the user to fill in, one line each."""
-    found = []
-    for item in objects:
-        for path, value in leaves(item):
-            if isinstance(value, str) and (blank := BLANKS.search(value)):
-                found.append(f"{title(item)} {path}: {blank[0]} in `{value.strip()[:80]}`")
-    return found
+    return [
+        f"{title(item)} {path}: {blank[0]} in `{value.strip()[:80]}`"
+        for item in objects
+        for path, value in leaves(item)
+        if isinstance(value, str) and (blank := BLANKS.search(value))
+    ]
 
 
 def _rename(objects: list[Object], component: Component, name: str) -> None:
-    found = workload(objects)
-    old = found["metadata"].get("labels", {}).get(INSTANCE, default_name(component))
+    job = workload(objects)
+    old = job["metadata"].get("labels", {}).get(INSTANCE_LABEL, default_name(component))
     names = {
         item["metadata"]["name"]: name + item["metadata"]["name"].removeprefix(old)
         for item in objects
@@ -85,12 +88,12 @@ def _rename(objects: list[Object], component: Component, name: str) -> None:
     }
     for item in objects:
         _replace(item, names, {old: name})
-    if found["kind"] in JOBS:
-        option, words = RUN_OPTION[component], shlex.split(found["spec"]["entrypoint"])
+    if job["kind"] in JOB_KINDS:
+        option, words = RUN_OPTION[component], shlex.split(job["spec"]["entrypoint"])
         if option not in words[:-1]:
-            raise ManifestError(f"{title(found)}: its entrypoint has no {option}; add it")
+            raise ManifestError(f"{title(job)}: its entrypoint has no {option}; add it")
         words[words.index(option) + 1] = name
-        found["spec"]["entrypoint"] = shlex.join(words)
+        job["spec"]["entrypoint"] = shlex.join(words)
 
 
 def _replace(value: object, names: dict[str, str], instances: dict[str, str]) -> None:
@@ -102,7 +105,7 @@ def _replace(value: object, names: dict[str, str], instances: dict[str, str]) ->
         for key, inner in value.items():
             if key == "name" and inner in names:
                 value[key] = names[inner]
-            elif key == INSTANCE and inner in instances:
+            elif key == INSTANCE_LABEL and inner in instances:
                 value[key] = instances[inner]
             elif key != "data":
                 _replace(inner, names, instances)
@@ -121,9 +124,8 @@ def _rehash(objects: list[Object]) -> None:
 
 
 def _check(item: Object) -> None:
-    if item["apiVersion"] != KINDS[item["kind"]]:
-        raise ManifestError(
-            f"{title(item)} is {item['apiVersion']}; write it as {KINDS[item['kind']]}"
-        )
+    api_version = COMPONENT_KINDS[item["kind"]]
+    if item["apiVersion"] != api_version:
+        raise ManifestError(f"{title(item)} is {item['apiVersion']}; write it as {api_version}")
     if item["kind"] in RAY_KINDS:
         check_name(f"{title(item)}: its name", item["metadata"]["name"])
