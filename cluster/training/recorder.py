@@ -24,7 +24,7 @@ from cluster.runs.run import Record, Run
 from cluster.runs.saver import Saver
 from cluster.storage.store import StoreError
 from cluster.telemetry.board import Board
-from cluster.telemetry.teller import Publish, Teller
+from cluster.telemetry.worker import Publish, WorkerTelemetry
 from cluster.training.held_out import HeldOut
 from cluster.training.world import ProcessWorld
 
@@ -55,17 +55,19 @@ class Keeper:
         self._run, self._state, self._world, self._report = run, state, world, report
         self._launch, self._saved_at = launch, state.images_seen
         self._books: tuple[HeldOut, Journal, Saver] | None = None
-        self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
+        self.telemetry = WorkerTelemetry(
+            run.name, state.settings, world.rank, launch.publish, self._warn
+        )
         if world.rank == 0:
             held_out = HeldOut(state.settings, state.spec, state.device)
-            journal = Journal(run, state.images_seen, self.telemetry.see)
+            journal = Journal(run, state.images_seen, self.telemetry.add_record)
             saver = Saver(run, state.settings, journal)
             self._books = held_out, journal, saver
             if state.settings.telemetry.tensorboard:
-                self.telemetry.show_on(Board(run, state.images_seen, self._warn))
-            self.telemetry.recall(journal.kept)
-            self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
-            self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
+                self.telemetry.attach(Board(run, state.images_seen, self._warn))
+            self.telemetry.add_past(journal.kept)
+            self.telemetry.poll("aalnet_upload_queue", lambda: saver.queued)
+            self.telemetry.poll("aalnet_checkpoint_failures_total", lambda: saver.failures)
         self._started_s = time.perf_counter()
 
     def start(self, warnings: list[str]) -> None:
@@ -110,7 +112,7 @@ class Keeper:
         self.save(figures)
         if self._books is not None:  # after the state, which is worth more
             self._books[2].picture(f"{self._state.images_seen}.png", grid)
-            self.telemetry.picture(self._state.images_seen, grid)
+            self.telemetry.add_picture(self._state.images_seen, grid)
         self._world.agree(0)
         self._report(self._state.images_seen, figures)
 
