@@ -26,7 +26,7 @@ Publish = Callable[[Message], None]
 class WorkerTelemetry:
     """Every worker has one. Without `publish` it counts for nobody, and starts no thread.
 
-    Whatever goes wrong is told once by `warn` and never reaches the training loop.
+    Whatever goes wrong is passed to `warn` once, and never reaches the training loop.
     """
 
     def __init__(
