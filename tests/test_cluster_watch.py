@@ -64,7 +64,9 @@ def page_of(run: Run, width: int = 120) -> str:
     settings = run.settings()
     assert settings is not None
     screen = RunScreen(run.name, settings, console)
-    for record in run.records():
+    records = run.records()
+    screen.restore(records[:-1])
+    for record in records[-1:]:
         screen.show(record)
     console.print(screen.page())
     return out.getvalue()

@@ -38,8 +38,11 @@ def watch(name: RunName, storage: Storage = "./aalnet-runs") -> None:
         print(f"run `{name}` is not running{quiet}; Ctrl-C leaves", file=sys.stderr)
     with RunScreen(name, settings) if live else ProgressView(settings.run.images) as view:
         before = records if status == "finished" else records[:-1]
-        for record in before if live else _newest(before):
-            view.show(record)
+        if isinstance(view, RunScreen):
+            view.restore(before)
+        else:
+            for record in _newest(before):
+                view.show(record)
         if status == "finished":
             return
         last: Record = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -15,7 +15,18 @@ from cluster.runs.run import Record
 from cluster.telemetry.log_metrics import LogMetrics
 from cluster.telemetry.metrics import RunMetrics
 from cluster.view.progress import duration, number, printable, progress_of
-from cluster.view.screen import BLANK, WIDE, History, Row, Screen, bar, page, table, values_of
+from cluster.view.screen import (
+    BLANK,
+    POINTS,
+    WIDE,
+    History,
+    Row,
+    Screen,
+    bar,
+    page,
+    table,
+    values_of,
+)
 
 RATE, STEP_S, DATA_S = "images_per_s", "step_s", "data_s"  # of the log, no metrics of their own
 LAST_WARNINGS = 3
@@ -32,13 +43,26 @@ class RunScreen(Screen):
         self._metrics = RunMetrics(run=name, worker="0")
         self._log = LogMetrics(self._metrics, settings)
 
+    def restore(self, records: Sequence[Record]) -> None:
+        """Take in what there is; of a long log's means only those that a sparkline can hold."""
+        for after, record in zip(reversed(range(len(records))), records, strict=True):
+            self._add(record)
+            if after < POINTS or record["kind"] != "train":
+                self._take(record)
+
     def show(self, record: Record) -> None:
-        """Take in one record; what is damaged is left out."""
+        """Take in one record."""
+        self._add(record)
+        self._take(record)
+
+    def _add(self, record: Record) -> None:
         with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            self._log.add(record)
+            self._log.add(record)  # as far as it is whole
         if record["kind"] == "warning":
             with self._lock:
                 self._warnings = [*self._warnings, str(record.get("text", ""))][-LAST_WARNINGS:]
+
+    def _take(self, record: Record) -> None:
         values = values_of(self._metrics.registry.collect())
         for name in (RATE, STEP_S, DATA_S):
             if isinstance(record.get(name), int | float):
@@ -48,14 +72,14 @@ class RunScreen(Screen):
     def page(self) -> RenderableType:
         """The whole screen, as of now."""
         with self._lock:
-            left = _objective(self.history)
-            right = [*_held_out(self.history), BLANK, *_machine(self.history)]
+            objective = _objective(self.history)
+            others = [*_held_out(self.history), BLANK, *_machine(self.history)]
             body: RenderableType
             if self.console.width >= WIDE:
                 body = Table.grid(padding=(0, 2))
-                body.add_row(table(left), table(right))
+                body.add_row(table(objective), table(others))
             else:
-                body = table([*left, BLANK, *right])
+                body = table([*objective, BLANK, *others])
             notes = [Text(printable(text), style="yellow") for text in self._warnings]
             head = _progress(self.history, self._total_images)
             return page(f"run {self._name}", self.status, [head, Text(), body, *notes])
