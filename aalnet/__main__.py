@@ -31,14 +31,14 @@ COMMANDS = {
     "serve": ("deploy.commands.serve", "Serve a model over HTTP, with a page to try it on."),
     "deploy": ("deploy.commands.deploy", "Put it all onto Kubernetes: apply, status, logs."),
     "data": ("cluster.commands.data", "Pack pictures into a data set; inspect one."),
-    "monitor": ("cluster.commands.monitor", "Start a local Prometheus, wired to what runs here."),
     "doctor": ("cluster.commands.doctor", "Check this machine, the storage and the cluster."),
     "schema": ("cluster.commands.schema", "Print the JSON schema of a settings file."),
 }
 EXTRAS = {  # of pyproject.toml: what a command needs; the others need `train`
-    "tune": "tune", "campaigns": "tune", "watch": "tune", "submit": "submit",
-    "serve": "endpoint", "deploy": "deploy",
+    "tune": "tune", "campaigns": "tune", "submit": "submit", "serve": "endpoint",
+    "deploy": "deploy",
 }  # fmt: skip
+CAMPAIGNS = {"optuna", "plotly", "psycopg"}  # packages that only `tune` brings
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, as shells do
 
 
@@ -101,7 +101,7 @@ def _what_to_install(error: ModuleNotFoundError) -> str:
     if package in {"", "aalnet", "cluster", "tuner", "deploy"}:
         raise error
     command = next((word for word in sys.argv[1:] if word in COMMANDS), "train")
-    extra = EXTRAS.get(command, "train")
+    extra = "tune" if package in CAMPAIGNS else EXTRAS.get(command, "train")
     return (
         f"`aalnet {command}` needs the package `{package}`, which is not installed here; "
         f"try pip install 'aalnet-cloud[{extra}]', from this folder pip install -e '.[{extra}]'"

@@ -1,9 +1,9 @@
-"""The catalogue, the numbers of a process, a run's log as metrics, and who serves them."""
+"""The catalogue, a run's log as metrics, what workers send, and who serves it."""
 
 import contextlib
+import itertools
 import json
 import os
-import random
 import re
 import shutil
 import socket
@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any
 
 import pytest
 import torch
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from aalnet.errors import NonFiniteError
 from aalnet.settings import Settings, TelemetrySettings
@@ -28,22 +28,22 @@ from cluster.launch import launcher
 from cluster.launch.launcher import Placement
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
-from cluster.telemetry import board, exporter, run_export, targets
+from cluster.telemetry import board, exporter, run_metrics
 from cluster.telemetry.catalogue import CATALOGUE, LABEL_VALUES, markdown, series_names
-from cluster.telemetry.exporter import Exporter
-from cluster.telemetry.gpu import read_gpu
-from cluster.telemetry.records import RecordFigures
-from cluster.telemetry.run_export import STATES, RunExport
-from cluster.telemetry.tally import SERIES, Tally
+from cluster.telemetry.exporter import ScrapeTimes, serve
+from cluster.telemetry.gpu import measure_gpu
+from cluster.telemetry.log_metrics import NAMES, LogMetrics
+from cluster.telemetry.metrics import RunMetrics, build
+from cluster.telemetry.run_metrics import STATES, RunCollector
 from cluster.telemetry.targets import Target, announced, targets_folder
-from cluster.telemetry.teller import Teller
+from cluster.telemetry.worker import WorkerTelemetry
 from cluster.training import loop
 from cluster.training.recorder import Launch
 from cluster.training.stop import Stop
 from cluster.training.world import ProcessWorld
 from tests.support.tiny_runs import tiny_settings, write_data
 
-NAMES = {"run", "campaign", "worker", "images", "digest"}  # labels whose values are names
+FREE = {"run", "campaign", "worker", "images", "digest"}  # labels whose values are names
 AS_PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "5"}
 Values = dict[tuple[str, tuple[str, ...]], float]
 
@@ -58,8 +58,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return tiny_settings(write_data(tmp_path_factory.mktemp("data")))
 
 
-def values_of(tally: Tally) -> Values:
-    return {(name, tuple(key)): value for name, key, value in tally.snapshot()["values"]}
+def values_of(samples: dict[str, Any]) -> Values:
+    """By name and the labels' values, in the catalogue's order; without buckets."""
+    return {
+        (name, tuple(labels[label] for label in metric.labels)): value
+        for family in samples.values()
+        for name, labels, value in family
+        if "le" not in labels
+        for metric in [CATALOGUE[name] if name in CATALOGUE else CATALOGUE[name.rpartition("_")[0]]]
+    }
 
 
 # The catalogue
@@ -71,7 +78,7 @@ def test_names_keep_prometheus_conventions(metric: Any) -> None:
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|milliseconds|kb|mb|percent|s)$", metric.name)
     assert metric.help.endswith((".", ".)"))
-    assert set(metric.labels) <= set(LABEL_VALUES) | NAMES
+    assert set(metric.labels) <= set(LABEL_VALUES) | FREE
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
 
@@ -83,94 +90,36 @@ def test_every_label_with_a_list_is_used() -> None:
 
 def test_the_page_is_what_the_code_says(repo_root: Path) -> None:
     page = (repo_root / "docs" / "metrics.md").read_text(encoding="utf-8")
-    assert page.rstrip().endswith(markdown()), "aalnet monitor metrics"
+    assert page.rstrip().endswith(markdown()), "python -m cluster.telemetry.catalogue"
 
 
-def test_promtool_finds_nothing_wrong(settings: Settings) -> None:
+def test_promtool_finds_nothing_wrong() -> None:
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool (Debian: apt-get install prometheus)")
-    text = exposition(every_metric())
+    text = one_of_each()
     assert {family.name for family in text_string_to_metric_families(text)} == {
         name.removesuffix("_total") for name in CATALOGUE
     }
-    told = subprocess.run(
+    result = subprocess.run(
         ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
-    assert (told.returncode, told.stdout + told.stderr) == (0, "")
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-def every_metric() -> list[dict[str, Any]]:
-    """One series of each metric of the catalogue."""
-    spreads = ("histogram", "summary")
-    return [{
-        "values": [[m.name, ["x"] * len(m.labels), 1.0]
-                   for m in CATALOGUE.values() if m.kind not in spreads],
-        "spreads": [[m.name, ["x"] * len(m.labels), [1] * (len(m.buckets) + 1), 2.0]
-                    for m in CATALOGUE.values() if m.kind in spreads],
-    }]  # fmt: skip
-
-
-def exposition(snapshots: list[dict[str, Any]]) -> str:
+def one_of_each() -> str:
+    """One series of each metric of the catalogue, as it is scraped."""
     registry = CollectorRegistry()
-    registry.register(Exporter("run/x", TelemetrySettings(port=0), lambda: snapshots))
+    for spec in CATALOGUE.values():
+        metric = build(spec.name, registry)
+        if spec.labels:
+            metric.labels(*"x" * len(spec.labels))
     return generate_latest(registry).decode()
 
 
 def test_series_names_are_those_that_prometheus_stores() -> None:
-    text = exposition(every_metric())
-    stored = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines()
+    stored = {line.partition("{")[0].partition(" ")[0] for line in one_of_each().splitlines()
               if not line.startswith("#")}  # fmt: skip
     assert stored == series_names(CATALOGUE.values())
-
-
-# The numbers of one process
-
-
-def test_a_spread_counts_as_prometheus_client_does() -> None:
-    random.seed(0)
-    metric = CATALOGUE["aalnet_step_seconds"]
-    seen = [*metric.buckets, *(random.expovariate(3) for _ in range(500)), 0.0, 1e9]
-    registry = CollectorRegistry()
-    theirs = Histogram(metric.name, metric.help, metric.labels, registry=registry,
-                       buckets=metric.buckets).labels("a", "0")  # fmt: skip
-    ours = Tally(run="a", worker="0")
-    for value in seen:
-        theirs.observe(value)
-        ours.observe(metric.name, value)
-    kept = {line for line in generate_latest(registry).decode().splitlines() if "_bucket" in line}
-    found = {line for line in exposition([ours.snapshot()]).splitlines() if "_bucket" in line}
-    numbers = [{(float(re.findall(r'le="([^"]+)"', line)[0]), float(line.split()[-1]))
-                for line in lines} for lines in (kept, found)]  # fmt: skip
-    assert numbers[0] == numbers[1]
-    assert len(found) == len(metric.buckets) + 1
-
-
-def test_a_metric_has_a_bounded_number_of_series() -> None:
-    tally = Tally(run="a")
-    for i in range(3 * SERIES):
-        tally.set("aalnet_term", 1.0, term=f"term-{i}")
-    assert len(tally.snapshot()["values"]) == SERIES
-    tally.set("aalnet_term", 2.0, term="term-0")
-    assert values_of(tally)["aalnet_term", ("a", "term-0")] == 2.0
-
-
-def test_a_tally_takes_numbers_from_several_threads() -> None:
-    tally = Tally(run="a", worker="0")
-
-    def count() -> None:
-        for _ in range(2000):
-            tally.add("aalnet_steps_total")
-            tally.observe("aalnet_step_seconds", 0.01)
-
-    threads = [threading.Thread(target=count) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        tally.snapshot()
-    for thread in threads:
-        thread.join()
-    assert values_of(tally)["aalnet_steps_total", ("a",)] == 8000
-    assert sum(tally.snapshot()["spreads"][0][2]) == 8000
 
 
 # A run's log as metrics
@@ -190,16 +139,16 @@ LOG: list[Record] = [
 ]  # fmt: skip
 
 
-def figures_after(settings: Settings, log: list[Record], *, past: bool = False) -> Values:
-    tally = Tally(run="a", worker="0")
-    figures = RecordFigures(tally, settings)
+def after(settings: Settings, log: list[Record], *, past: bool = False) -> RunMetrics:
+    metrics = RunMetrics(run="a", worker="0")
+    from_log = LogMetrics(metrics, settings)
     for record in log:
-        figures.see(record, past=past)
-    return values_of(tally)
+        from_log.add(record, past=past)
+    return metrics
 
 
 def test_a_log_becomes_metrics(settings: Settings) -> None:
-    found = figures_after(settings, LOG)
+    found = values_of(after(settings, LOG).samples())
     wanted = {
         ("aalnet_run_images", ("a",)): 16, ("aalnet_restarts_total", ("a", "crash")): 1,
         ("aalnet_restarts_total", ("a", "storage")): 0, ("aalnet_lost_images_total", ("a",)): 12,
@@ -226,12 +175,12 @@ def test_a_log_becomes_metrics(settings: Settings) -> None:
 def test_earlier_starts_count_once_and_no_counter_begins_anew_with_them(settings: Settings) -> None:
     start: Record = {"kind": "start", "images": 16, "time_s": 120.0, "recovery_s": 1.0,
                      "cause": "driver", "lost_images": 4}  # fmt: skip
-    tally = Tally(run="a", worker="0")
-    figures = RecordFigures(tally, settings)
+    metrics = RunMetrics(run="a", worker="0")
+    from_log = LogMetrics(metrics, settings)
     for record in LOG:
-        figures.see(record, past=True)
-    figures.see(start)
-    found = values_of(tally)
+        from_log.add(record, past=True)
+    from_log.add(start)
+    found = values_of(metrics.samples())
     assert found["aalnet_restarts_total", ("a", "crash")] == 1
     assert found["aalnet_restarts_total", ("a", "driver")] == 1
     assert found["aalnet_lost_images_total", ("a",)] == 16
@@ -239,75 +188,115 @@ def test_earlier_starts_count_once_and_no_counter_begins_anew_with_them(settings
     assert found["aalnet_non_finite_total", ("a",)] == 0
     assert found["aalnet_evaluation_figure", ("a", "kid_lite0")] == 0.2
     assert found["aalnet_checkpoint_timestamp_seconds", ("a",)] == 115
-    assert tally.snapshot()["spreads"] == []
-    assert figures.status == "running"
+    assert not any(name.endswith("_count") for name, _ in found)
+    assert from_log.status == "running"
 
 
-# What a worker tells
+def test_a_damaged_log_makes_a_bounded_number_of_series(settings: Settings) -> None:
+    metrics = RunMetrics(run="a", worker="0")
+    from_log = LogMetrics(metrics, settings)
+    for i in range(3 * NAMES):
+        from_log.add({"kind": "start", "images": 1, "time_s": 1.0, "cause": f"cause-{i}"})
+        from_log.add({"kind": "evaluation", "images": 1, f"kid_{i}": 1.0, "seconds": 1.0})
+        from_log.add({"kind": "train", "images": 1, "lr": 1.0, "terms": {f"term-{i}": 1.0}})
+    from_log.add({"kind": "train", "images": 1, "lr": 1.0, "terms": {"term-0": 2.0}})
+    assert sum(map(len, metrics.samples().values())) < 2 * NAMES
+    assert values_of(metrics.samples())["aalnet_term", ("a", "term-0")] == 2.0
 
 
-def told(settings: Settings, publish: Callable[[Any], None] | None) -> tuple[Teller, list[str]]:
-    warned: list[str] = []
-    return Teller("a", settings, 0, publish, warned.append), warned
+@pytest.mark.parametrize("value", ["x", None, []])
+def test_what_is_no_number_makes_no_series(value: Any) -> None:
+    metrics = RunMetrics(run="a", worker="0")
+    for act in (metrics.set, metrics.count, metrics.observe):
+        with pytest.raises((TypeError, ValueError)):
+            act("aalnet_learning_rate", value)
+    assert metrics.samples() == {}
+
+
+# What a worker sends
+
+
+def worker(
+    settings: Settings, publish: Callable[[Any], None] | None
+) -> tuple[WorkerTelemetry, list[str]]:
+    warnings: list[str] = []
+    return WorkerTelemetry("a", settings, 0, publish, warnings.append), warnings
 
 
 def test_a_damaged_log_is_warned_of_once(settings: Settings) -> None:
-    teller, warned = told(settings, None)
-    teller.recall([{"kind": "train", "images": 1}, {"kind": "train", "images": 2, "lr": "x"}])
-    teller.see({"kind": "checkpoint", "images": 1})
-    assert len(warned) == 1
-    assert warned[0].startswith("metrics are incomplete: KeyError")
+    telemetry, warnings = worker(settings, None)
+    telemetry.add_past([{"kind": "train", "images": 1}, {"kind": "train", "images": 2, "lr": "x"}])
+    telemetry.add_record({"kind": "checkpoint", "images": 1})
+    assert len(warnings) == 1
+    assert warnings[0].startswith("metrics are incomplete: KeyError")
 
 
-def test_a_teller_whose_messages_nobody_takes_goes_on(
+def test_a_worker_whose_messages_nobody_takes_goes_on(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.telemetry.teller.PUBLISH_S", 0.01)
+    monkeypatch.setattr("cluster.telemetry.worker.PUBLISH_S", 0.01)
     tries: list[Any] = []
 
     def publish(message: Any) -> None:
         tries.append(message)
         raise OSError(28, "No space left on device")
 
-    teller, warned = told(settings, publish)
-    teller.start()
+    telemetry, warnings = worker(settings, publish)
+    telemetry.start()
     while len(tries) < 3:
-        teller.step(4, 0.1, 0.01, 0.0)
-    teller.close()
-    assert warned == ["metrics are incomplete: OSError: [Errno 28] No space left on device"]
-    assert tries[-1]["values"]
+        telemetry.add_step(4, 0.1, 0.01, 0.0)
+    telemetry.close()
+    assert warnings == ["metrics are incomplete: OSError: [Errno 28] No space left on device"]
+    assert tries[-1]["samples"]
 
 
 def test_without_publishing_there_is_no_thread(settings: Settings) -> None:
     before = threading.active_count()
-    teller, _ = told(settings, None)
-    teller.start()
+    telemetry, _ = worker(settings, None)
+    telemetry.start()
     assert threading.active_count() == before
-    teller.close()
+    telemetry.close()
 
 
 def test_messages_are_plain_data(settings: Settings) -> None:
     messages: list[Any] = []
-    teller, _ = told(settings, messages.append)
-    teller.start()
-    teller.step(4, 0.1, 0.01, 0.0)
-    teller.close()
+    telemetry, _ = worker(settings, messages.append)
+    telemetry.start()
+    telemetry.add_step(4, 0.1, 0.01, 0.0)
+    telemetry.close()
     assert json.loads(json.dumps(messages[-1])) == messages[-1]
     assert messages[-1]["status"] == "starting"
+
+
+def test_polled_values_are_those_of_the_moment(settings: Settings) -> None:
+    telemetry, _ = worker(settings, None)
+    failures = iter([2, 5])
+    telemetry.poll("aalnet_checkpoint_failures_total", lambda: next(failures))
+    for total in (2, 5):
+        found = values_of(telemetry.message()["samples"])
+        assert found["aalnet_checkpoint_failures_total", ("a",)] == total
 
 
 # The driver's side
 
 
 def message(status: str = "running", **values: float) -> dict[str, Any]:
-    return {"at_s": time.time(), "status": status, "spreads": [],
-            "values": [[name, ["a"], value] for name, value in values.items()]}  # fmt: skip
+    """A message with these metrics, which have no label but the run."""
+    samples = {name.removesuffix("_total"): [[name, {"run": "a"}, value]]
+               for name, value in values.items()}  # fmt: skip
+    return {"at_s": next(clock), "status": status, "samples": samples}
 
 
-def state_of(export: RunExport) -> tuple[str, float, set[str]]:
-    found: Values = {}
-    for snapshot in export.read():
-        found |= {(name, tuple(key)): value for name, key, value in snapshot["values"]}
+clock = itertools.count()
+
+
+def collected(collector: Collector) -> Values:
+    return values_of({family.name: [sample[:3] for sample in family.samples]
+                      for family in collector.collect()})  # fmt: skip
+
+
+def state_of(collector: RunCollector) -> tuple[str, float, set[str]]:
+    found = collected(collector)
     state = [s for s in STATES if found["aalnet_run_state", ("a", s)] == 1]
     assert len(state) == 1
     return state[0], found["aalnet_workers", ("a",)], {name for name, _ in found}
@@ -315,34 +304,54 @@ def state_of(export: RunExport) -> tuple[str, float, set[str]]:
 
 def test_states_of_a_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(run_export.time, "monotonic", lambda: now_s)
-    export = RunExport("a", settings, "cpu", 2)
-    assert state_of(export)[:2] == ("starting", 0)
-    export.take(0, message(aalnet_steps_total=1))
-    export.take(1, message(aalnet_learning_rate=1))  # stands for what is a worker's own
-    state, workers, names = state_of(export)
+    monkeypatch.setattr(run_metrics.time, "monotonic", lambda: now_s)
+    collector = RunCollector("a", settings, "cpu", 2)
+    assert state_of(collector)[:2] == ("starting", 0)
+    collector.take(0, message(aalnet_steps_total=1))
+    collector.take(1, message(aalnet_learning_rate=1))  # stands for what is a worker's own
+    state, workers, names = state_of(collector)
     assert (state, workers, "aalnet_learning_rate" in names) == ("running", 2, True)
-    now_s += run_export.FRESH_S + 1  # both died
-    state, workers, names = state_of(export)
+    now_s += run_metrics.FRESH_S + 1  # both died
+    state, workers, names = state_of(collector)
     assert (state, workers) == ("recovering", 0)
     assert "aalnet_steps_total" in names
     assert "aalnet_learning_rate" not in names
-    export.take(0, message())
-    assert state_of(export)[:2] == ("running", 1)
-    export.take(0, message("finished"))
-    assert state_of(export)[0] == "finished"
+    collector.take(0, message())
+    assert state_of(collector)[:2] == ("running", 1)
+    collector.take(0, message("finished"))
+    assert state_of(collector)[0] == "finished"
+
+
+def test_workers_are_scraped_as_one_family(settings: Settings) -> None:
+    """As Prometheus wants it; and nothing is said of what nobody measures."""
+    collector = RunCollector("a", settings, "cpu", 2)
+    for rank in (0, 1):
+        telemetry = WorkerTelemetry("a", settings, rank, None, pytest.fail)
+        for _ in range(rank + 1):
+            telemetry.add_step(4, 0.03, 0.01, 0.0)
+        collector.take(rank, json.loads(json.dumps(telemetry.message())))
+    registry = CollectorRegistry()
+    registry.register(collector)
+    text = generate_latest(registry).decode()
+    assert text.count("# TYPE aalnet_step_seconds histogram") == 1
+    counts = [line for line in text.splitlines() if line.startswith("aalnet_step_seconds_count")]
+    assert [line.partition("worker=")[2] for line in counts] == ['"0"} 1.0', '"1"} 2.0']
+    assert 'aalnet_step_seconds_bucket{le="0.05",run="a",worker="1"} 2.0' in text
+    assert 'aalnet_steps_total{run="a"} 1.0' in text
+    assert "aalnet_gpu" not in text
+    assert "_created" not in text
 
 
 def test_a_message_that_is_read_again_is_no_sign_of_life(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s, same = 1000.0, message()
-    monkeypatch.setattr(run_export.time, "monotonic", lambda: now_s)
-    export = RunExport("a", settings, "cpu", 1)
+    monkeypatch.setattr(run_metrics.time, "monotonic", lambda: now_s)
+    collector = RunCollector("a", settings, "cpu", 1)
     for _ in range(10):
-        export.take(0, same)
+        collector.take(0, same)
         now_s += 2
-    assert state_of(export)[0] == "recovering"
+    assert state_of(collector)[0] == "recovering"
 
 
 @pytest.fixture
@@ -351,9 +360,20 @@ def taken_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def serving(warned: list[str], instance: str = "run/a", **telemetry: Any) -> Exporter:
+class OneStep(Collector):
+    """A collector of one counter."""
+
+    def collect(self) -> Iterator[Any]:
+        metrics = RunMetrics(run="a")
+        metrics.count("aalnet_steps_total")
+        yield from (family for family in metrics.registry.collect() if family.samples)
+
+
+def serving(
+    warnings: list[str], instance: str = "run/a", **telemetry: Any
+) -> contextlib.AbstractContextManager[int | None]:
     settings = TelemetrySettings(**{"port": 0} | telemetry)
-    return Exporter(instance, settings, lambda: [message(aalnet_steps_total=1)], warned.append)
+    return serve(instance, settings, OneStep(), warnings.append)
 
 
 def scrape(port: int | None, **headers: str) -> str:
@@ -365,8 +385,8 @@ def scrape(port: int | None, **headers: str) -> str:
 
 def test_a_taken_port_is_warned_of_once(taken_port: int) -> None:
     warned: list[str] = []
-    with serving(warned, port=taken_port) as found:
-        assert found.port is None
+    with serving(warned, port=taken_port) as port:
+        assert port is None
     assert len(warned) == 1
     assert "Address already in use" in warned[0]
     assert "telemetry.port" in warned[0]
@@ -377,35 +397,35 @@ def test_auto_takes_a_free_port_where_the_usual_one_is_taken(
 ) -> None:
     monkeypatch.setattr(exporter, "PORT", taken_port)
     warned: list[str] = []
-    with serving(warned, port="auto") as found:
-        assert found.port not in {None, taken_port}
-        assert "aalnet_steps_total" in scrape(found.port)
+    with serving(warned, port="auto") as port:
+        assert port not in {None, taken_port}
+        assert "aalnet_steps_total" in scrape(port)
     assert warned == []
 
 
 def test_port_0_serves_nothing() -> None:
     before = threading.active_count()
-    with serving([]) as found:
-        assert found.port is None
+    with serving([]) as port:
+        assert port is None
         assert threading.active_count() == before
     assert not targets_folder().exists()
 
 
 def test_a_run_is_announced_while_it_lasts() -> None:
-    with serving([], port="auto") as found:
+    with serving([], port="auto") as port:
         (path,) = targets_folder().glob("*.json")
         (entry,) = json.loads(path.read_text(encoding="utf-8"))
-        assert entry["targets"] == [f"127.0.0.1:{found.port}"]
+        assert entry["targets"] == [f"127.0.0.1:{port}"]
         assert entry["labels"]["instance"] == "run/a"
-        assert [target.pid for target in targets.targets()] == [os.getpid()]
+        assert entry["labels"]["__pid"] == str(os.getpid())
     assert list(targets_folder().iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_warned_of_once(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     warned: list[str] = []
-    with serving(warned, port="auto") as found:
-        assert "aalnet_steps_total" in scrape(found.port)
+    with serving(warned, port="auto") as port:
+        assert "aalnet_steps_total" in scrape(port)
     assert len(warned) == 1
     assert "Prometheus will not find" in warned[0]
 
@@ -426,10 +446,19 @@ def test_files_of_the_dead_are_swept_and_hostile_ones_are_left() -> None:
         assert sorted(path.name for path in folder.iterdir()) == [
             "cut.json", "odd.json", f"run-a-{os.getpid()}.json",
         ]  # fmt: skip
-        assert [target.address for target in targets.targets()] == ["127.0.0.1:9464"]
+        (entry,) = json.loads((folder / f"run-a-{os.getpid()}.json").read_text())
+        assert entry["targets"] == ["127.0.0.1:9464"]
 
 
-def test_the_end_waits_for_one_more_scrape_where_somebody_scrapes() -> None:
+@pytest.fixture
+def scrapes(monkeypatch: pytest.MonkeyPatch) -> ScrapeTimes:
+    """Those that `serve` notes."""
+    found = ScrapeTimes()
+    monkeypatch.setattr(exporter, "ScrapeTimes", lambda: found)
+    return found
+
+
+def test_the_end_waits_for_one_more_scrape_where_somebody_scrapes(scrapes: ScrapeTimes) -> None:
     done = threading.Event()
 
     def look(port: int | None) -> None:
@@ -437,46 +466,49 @@ def test_the_end_waits_for_one_more_scrape_where_somebody_scrapes() -> None:
             while not done.wait(0.2):
                 scrape(port, **AS_PROMETHEUS)
 
-    with serving([], port="auto") as found:
-        looking = threading.Thread(target=look, args=(found.port,))
+    with serving([], port="auto") as port:
+        looking = threading.Thread(target=look, args=(port,))
         looking.start()
         time.sleep(1)
-        before = found._scraped_at_s[-1]
+        before = scrapes.at_s[-1]
         ended_s = time.monotonic()
-    assert found._scraped_at_s[-1] > before
+    assert scrapes.at_s[-1] > before
     assert time.monotonic() - ended_s < 3
     done.set()
     with pytest.raises(OSError, match="refused"):
-        scrape(found.port)
+        scrape(port)
     looking.join(timeout=5)
 
 
-def test_the_end_waits_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_waits_for_nobody_else(
+    scrapes: ScrapeTimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def waits(*_: Any) -> None:
         pytest.fail("nobody is to be waited for")
 
     monkeypatch.setattr(threading.Condition, "wait_for", waits)
     with serving([], port="auto"):
         pass
-    with serving([], port="auto") as found:
-        scrape(found.port, **AS_PROMETHEUS)  # once: nobody knows when again
-    with serving([], port="auto") as found:
+    with serving([], port="auto") as port:
+        scrape(port, **AS_PROMETHEUS)  # once: nobody knows when again
+    scrapes.at_s.clear()
+    with serving([], port="auto") as port:
         for _ in range(3):
-            scrape(found.port)  # a person's look
-    with contextlib.suppress(KeyboardInterrupt), serving([], port="auto") as found:
+            scrape(port)  # a person's look
+    with contextlib.suppress(KeyboardInterrupt), serving([], port="auto") as port:
         for _ in range(3):
-            scrape(found.port, **AS_PROMETHEUS)
+            scrape(port, **AS_PROMETHEUS)
         raise KeyboardInterrupt
-    with serving([], port="auto") as found:  # a Prometheus that has gone
-        found._scraped_at_s = deque([time.monotonic() - 30, time.monotonic() - 25])
+    with serving([], port="auto"):  # a Prometheus that has gone
+        scrapes.at_s.extend([time.monotonic() - 30, time.monotonic() - 25])
 
 
 def test_a_hundred_runs_leave_nothing_behind() -> None:
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
 
     def one(number: int) -> bool:
-        with serving([], f"run/{number}", port="auto") as found:
-            return 'aalnet_steps_total{run="a"} 1.0' in scrape(found.port)
+        with serving([], f"run/{number}", port="auto") as port:
+            return 'aalnet_steps_total{run="a"} 1.0' in scrape(port)
 
     with ThreadPoolExecutor(25) as pool:
         assert all(pool.map(one, range(100)))
@@ -589,7 +621,7 @@ def test_a_nan_is_told_before_the_end(settings: Settings, tmp_path: Path) -> Non
     with pytest.raises(NonFiniteError):
         loop.train(run, changed, ProcessWorld(), torch.device("cpu"), lambda *figures: None, launch)
     assert run.records()[-1]["cause"] == "non_finite"
-    last = {(name, tuple(key)): value for name, key, value in messages[-1]["values"]}
+    last = values_of(messages[-1]["samples"])
     assert messages[-1]["status"] == "failed"
     assert last["aalnet_non_finite_total", ("a",)] == 1
 
@@ -603,11 +635,11 @@ def test_a_gpu_is_told_of_also_where_nvml_is_silent(monkeypatch: pytest.MonkeyPa
         "memory_reserved": 700, "utilization": 60,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
-    tally = Tally(run="a", worker="1")
-    read_gpu(tally)
+    metrics = RunMetrics(run="a", worker="1")
+    measure_gpu(metrics)
     memory = {"allocated": 500, "reserved": 700, "used": 3000, "total": 4000}
     wanted = {("aalnet_gpu_memory_bytes", ("a", "1", kind)): size for kind, size in memory.items()}
-    assert values_of(tally) == wanted | {("aalnet_gpu_busy_ratio", ("a", "1")): 0.6}
+    assert values_of(metrics.samples()) == wanted | {("aalnet_gpu_busy_ratio", ("a", "1")): 0.6}
 
     class NVMLError(Exception):
         """As NVML's own: with MIG there is no such figure."""
@@ -616,6 +648,6 @@ def test_a_gpu_is_told_of_also_where_nvml_is_silent(monkeypatch: pytest.MonkeyPa
         raise NVMLError("Not Supported")
 
     monkeypatch.setattr(torch.cuda, "utilization", silent)
-    tally = Tally(run="a", worker="1")
-    read_gpu(tally)
-    assert values_of(tally) == wanted
+    metrics = RunMetrics(run="a", worker="1")
+    measure_gpu(metrics)
+    assert values_of(metrics.samples()) == wanted

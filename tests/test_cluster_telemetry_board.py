@@ -101,7 +101,7 @@ def test_a_start_voids_what_was_beyond_it(tmp_path: Path) -> None:
     run = Run(FolderStore(tmp_path), "a")
     for images in (0, 16):
         found = Board(run, images, pytest.fail)
-        found.see({"kind": "evaluation", "images": images + 8, "diversity": 0.5})
+        found.add_record({"kind": "evaluation", "images": images + 8, "diversity": 0.5})
         found.close()
     starts = [event.step for events in files_of(run) for event in events
               if event.session_log.status == event_pb2.SessionLog.START]  # fmt: skip
@@ -114,10 +114,10 @@ def test_an_outage_keeps_events_and_the_oldest_go_in_a_long_one(
     class Failing(FolderStore):
         fails = True
 
-        def append(self, key: str, data: bytes) -> None:
+        def write(self, key: str, data: bytes) -> None:
             if self.fails:
                 raise StoreError("down")
-            super().append(key, data)
+            super().write(key, data)
 
     monkeypatch.setattr(board, "FLUSH_S", 0.01)
     monkeypatch.setattr(board, "WAITING_BYTES", 4000)
@@ -126,7 +126,7 @@ def test_an_outage_keeps_events_and_the_oldest_go_in_a_long_one(
     warned: list[str] = []
     found = Board(run, 0, warned.append)
     for images in range(200):
-        found.see({"kind": "evaluation", "images": images, "diversity": 0.5})
+        found.add_record({"kind": "evaluation", "images": images, "diversity": 0.5})
     time.sleep(0.1)
     store.fails = False
     found.close()
@@ -141,7 +141,7 @@ def test_half_an_event_ends_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A disk that is full now and then: what was cut is written again, in a file of its own."""
 
     class Cutting(FolderStore):
-        left = 2
+        left = 1
 
         def append(self, key: str, data: bytes) -> None:
             self.left -= 1
@@ -155,7 +155,7 @@ def test_half_an_event_ends_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = Run(Cutting(tmp_path), "a")
     found = Board(run, 0, warned.append)
     for images in (8, 16, 24):
-        found.see({"kind": "evaluation", "images": images, "diversity": 0.5})
+        found.add_record({"kind": "evaluation", "images": images, "diversity": 0.5})
         found._flush()
     found.close()
     cut, whole = (run.store.read(key) for key in run.store.keys(run.key(FOLDER) + "/"))

@@ -1,27 +1,21 @@
-"""`aalnet watch`: the figures of a run on a terminal, from its log and from its scrape address."""
+"""`aalnet watch`: the figures of a run on a terminal, from its log."""
 
 import io
 import math
 import os
 import pty
 import subprocess
-import threading
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from aalnet.settings import TelemetrySettings
 from cluster.commands import watch
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
-from cluster.telemetry.exporter import Exporter
-from cluster.telemetry.run_export import RunExport
-from cluster.view import scrape
-from cluster.view.run_screen import LogScreen
+from cluster.view.run_screen import RunScreen
 from cluster.view.screen import BARS, History, sparkline
 from tests.support.tiny_runs import aalnet_command, command_environment, tiny_settings, write_data
 
@@ -69,8 +63,10 @@ def page_of(run: Run, width: int = 120) -> str:
     console = Console(file=out, width=width, highlight=False)
     settings = run.settings()
     assert settings is not None
-    screen = LogScreen(run.name, settings, console)
-    for record in run.records():
+    screen = RunScreen(run.name, settings, console)
+    records = run.records()
+    screen.restore(records[:-1])
+    for record in records[-1:]:
         screen.show(record)
     console.print(screen.page())
     return out.getvalue()
@@ -106,7 +102,7 @@ def test_a_history_keeps_what_changes_and_what_is_finite() -> None:
     history = History()
     for value in (1.0, 1.0, 2.0, math.nan, 3.0):
         history.add({("aalnet_term", (("term", "x"),)): value})
-    assert history.line("aalnet_term", 8, term="x") == BARS[0] + BARS[4] + BARS[-1]
+    assert history.sparkline("aalnet_term", term="x") == BARS[0] + BARS[4] + BARS[-1]
     assert history.get("aalnet_term", term="x") == 3.0
     assert history.by("aalnet_term", "term") == {"x": 3.0}
 
@@ -146,12 +142,6 @@ def test_a_hostile_log_draws_a_page(run: Run) -> None:
 # The command
 
 
-def typed(*arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(watch.app, arguments)
-    assert result.exit_code == code, result.output
-    return result.output
-
-
 @pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1)])
 def test_on_a_terminal_the_page_stays_and_the_exit_code_tells(
     run: Run, status: str, code: int
@@ -183,74 +173,18 @@ def test_runs_watch_is_the_same_command() -> None:
     assert commands["watch"] is watch.watch
 
 
-@pytest.fixture
-def told(run: Run) -> Iterator[tuple[RunExport, str]]:
-    """A run's exporter, and where it is scraped."""
-    settings = run.settings()
-    assert settings is not None
-    export = RunExport("a", settings, "cpu", 1)
-    with Exporter("run/a", TelemetrySettings(), export.read, pytest.fail) as exporter:
-        yield export, f"http://127.0.0.1:{exporter.port}"
-
-
-def message(status: str, images: int) -> dict[str, Any]:
-    values = [["aalnet_run_images", ["a"], images], ["aalnet_images_total", ["a"], images],
-              ["aalnet_goodput_ratio", ["a"], 0.9]]  # fmt: skip
-    counts = [0] * 14
-    counts[3] = images // 4
-    spreads = [["aalnet_step_seconds", ["a", "0"], counts, 0.02 * images / 4]]
-    return {"at_s": images, "status": status, "values": values, "spreads": spreads}
-
-
-@pytest.mark.parametrize(("status", "code"), [("finished", 0), ("failed", 1), ("stopped", 0)])
-def test_from_an_address_until_the_end(
-    told: tuple[RunExport, str], monkeypatch: pytest.MonkeyPatch, status: str, code: int
-) -> None:
-    export, url = told
-    monkeypatch.setattr(scrape, "POLL_S", 0.1)
-    export.take(0, message("running", 8))
-    timer = threading.Timer(0.5, lambda: export.take(0, message(status, 32)))
-    timer.start()
-    lines = typed("a", "--url", url, code=code).splitlines()
-    timer.join()
-    assert lines[0].startswith("running  images 8/32")
-    assert lines[-1].startswith(f"{status}  images 32/32")
-    assert "goodput 0.900" in lines[-1]
-
-
-def test_paces_are_means_between_two_scrapes(told: tuple[RunExport, str]) -> None:
-    export, url = told
-    export.take(0, message("running", 8))
-    before = scrape._look("run", "a", f"{url}/metrics")
-    export.take(0, message("running", 16))
-    now = scrape._look("run", "a", f"{url}/metrics")
-    found = {name: value for name, _, value in scrape._paces(before, now)}
-    assert found["step_s"] == pytest.approx(0.02)
-    assert found["images_per_s"] == pytest.approx(8 / (now.at_s - before.at_s))
-    restarted = scrape.Look(now.at_s + 1, [])
-    assert "images_per_s" not in {name for name, _, _ in scrape._paces(now, restarted)}
-
-
-def test_an_address_of_another_run_or_of_nothing(told: tuple[RunExport, str]) -> None:
-    for arguments, words in (
-        (("b", "--url", told[1]), "tells of `a`, not of `b`"),
-        (("a", "--url", "http://127.0.0.1:9"), "cannot be read"),
-        (("a", "--url", "nonsense"), "cannot be read"),
-    ):
-        result = CliRunner().invoke(watch.app, arguments)
-        assert words in str(result.exception)
-
-
-def test_an_address_that_goes_silent_ends_the_watch(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scrape, "POLL_S", 0.05)
-    monkeypatch.setattr(scrape, "GIVEN_UP_S", 0.3)
-    settings = run.settings()
-    assert settings is not None
-    export = RunExport("a", settings, "cpu", 1)
-    with Exporter("run/a", TelemetrySettings(), export.read, pytest.fail) as exporter:
-        found = scrape.looks("run", "a", f"http://127.0.0.1:{exporter.port}")
-        assert next(found).state == "starting"
-    with pytest.raises(scrape.AddressGone, match="does not answer any more"):
-        list(found)
+def test_a_run_is_watched_without_optuna(run: Run) -> None:
+    """The extra `train` is enough; a campaign names the one it needs."""
+    log(run, START, train(16), end("finished"))
+    code = "import sys; sys.modules['optuna'] = None; from aalnet.__main__ import main; main()"
+    results = [
+        subprocess.run(
+            [sys.executable, "-c", code, "watch", *arguments, "--storage", run.store.uri],
+            env=command_environment(), capture_output=True, text=True, check=False,
+        )
+        for arguments in (("a",), ("--campaign", "search"))
+    ]  # fmt: skip
+    assert results[0].returncode == 0, results[0].stderr
+    assert results[0].stdout == "run `a` is finished: 32 images\n"
+    assert results[1].returncode == 2
+    assert "aalnet-cloud[tune]" in results[1].stderr

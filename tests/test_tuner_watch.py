@@ -1,22 +1,18 @@
-"""`aalnet watch --campaign`: a campaign on a terminal, from its study and its scrape address."""
+"""`aalnet watch --campaign`: a campaign on a terminal, from its study; and its metrics."""
 
 import io
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
+from prometheus_client import CollectorRegistry, generate_latest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from aalnet.settings import TelemetrySettings
 from cluster.storage.folder import FolderStore
-from cluster.telemetry.exporter import Exporter
-from cluster.view import scrape
-from cluster.view.scrape import samples_of
+from cluster.telemetry.catalogue import CAMPAIGN, series_names
 from cluster.view.screen import BARS
 from tests.support.tiny_runs import tiny_values, write_data
 from tuner.campaign import Campaign
@@ -24,7 +20,7 @@ from tuner.commands import watch
 from tuner.screen import CampaignScreen
 from tuner.settings import CampaignSettings, parse_campaign
 from tuner.status import CampaignStatus
-from tuner.telemetry import CampaignExport, snapshot_of
+from tuner.telemetry import CampaignCollector
 
 ETA = "objective.eta"
 
@@ -54,12 +50,6 @@ def campaign(tmp_path: Path, settings: CampaignSettings) -> Campaign:
             create_trial(state=state, value=value, params={ETA: eta}, distributions=space)
         )
     return found
-
-
-def status(ended: int, best: float) -> CampaignStatus:
-    states = {"waiting": 0, "running": 1, "complete": ended, "pruned": 0, "fail": 0}
-    return CampaignStatus("search", states, {"kid": best}, 4, 60.0, 3600.0, 128, 0.0,
-                          suggestions=4, suggestion_s=0.1, progress_at_s=time.time())  # fmt: skip
 
 
 def typed(*arguments: str, code: int = 0) -> str:
@@ -115,57 +105,35 @@ def test_a_campaign_that_is_over_is_told_in_lines(campaign: Campaign) -> None:
     assert len(lines) == 5
 
 
-def test_mistakes(campaign: Campaign, told: tuple[CampaignExport, str]) -> None:
+def test_mistakes(campaign: Campaign) -> None:
     store = campaign.store.uri
     for arguments, words in (
         ((), "a run, or --campaign NAME"),
         (("a", "--campaign", "b"), "and not both"),
         (("--campaign", "serach", "--storage", store), "did you mean `search`?"),
-        (("--campaign", "other", "--url", told[1]), "tells of `search`, not of `other`"),
     ):
         result = CliRunner().invoke(watch.app, arguments)
         assert words in str(result.exception)
 
 
-@pytest.fixture
-def told() -> Iterator[tuple[CampaignExport, str]]:
-    """A campaign's exporter, and where it is scraped."""
-    export = CampaignExport("search")
-    export.take(status(1, 0.5))
-    with Exporter("campaign/search", TelemetrySettings(), export.read, pytest.fail) as exporter:
-        yield export, f"http://127.0.0.1:{exporter.port}"
-
-
-@pytest.mark.parametrize(("ended", "code"), [(4, 0), (3, 1)])
-def test_lines_from_the_scrape_address_until_it_is_gone(
-    monkeypatch: pytest.MonkeyPatch, ended: int, code: int
-) -> None:
-    """With the last trial the watch ends well; an address that goes before is a failure."""
-    monkeypatch.setattr(scrape, "POLL_S", 0.1)
-    monkeypatch.setattr(scrape, "GIVEN_UP_S", 1.0)
-    export = CampaignExport("search")
-    export.take(status(1, 0.5))
-    with Exporter("campaign/search", TelemetrySettings(), export.read, pytest.fail) as exporter:
-        timers = [threading.Timer(0.7, lambda: export.take(status(ended, 0.25))),
-                  threading.Timer(2.0, exporter._open.close)]  # fmt: skip
-        for timer in timers:
-            timer.start()
-        url = f"http://127.0.0.1:{exporter.port}"
-        lines = typed("--campaign", "search", "--url", url, code=code).splitlines()
-        for timer in timers:
-            timer.join()
-    assert lines[0] == "running  trials 1/4  1 running, 1 complete  best kid 0.500"
-    assert lines[-1].startswith(f"running  trials {ended}/4")
-    assert lines[-1].endswith("best kid 0.250")
-
-
-def test_the_page_from_a_scrape_has_suggestions(told: tuple[CampaignExport, str]) -> None:
-    look = next(scrape.looks("campaign", "search", told[1]))
-    out = io.StringIO()
-    screen = CampaignScreen("search", Console(file=out, width=80, highlight=False))
-    screen.take(look.samples, "running")
-    screen.console.print(screen.page())
-    assert "mean of 4" in out.getvalue()
-    assert "25.0 ms" in out.getvalue()
-    plain = {name: value for name, _, value in samples_of(snapshot_of(status(1, 0.5)))}
-    assert plain["aalnet_campaign_budget_seconds"] == 3600
+def test_the_last_status_is_what_is_scraped() -> None:
+    collector = CampaignCollector()
+    assert list(collector.collect()) == []
+    states = {"waiting": 0, "running": 1, "complete": 2, "pruned": 1, "fail": 0}
+    for best in (0.5, 0.25):
+        collector.take(CampaignStatus(
+            "search", states, {"kid": best}, 4, 60.0, None, 128, 3.0,
+            suggestions=4, suggestion_s=0.1, progress_at_s=time.time(),
+        ))  # fmt: skip
+    registry = CollectorRegistry()
+    registry.register(collector)
+    text = generate_latest(registry).decode()
+    for line in ('aalnet_campaign_trials{campaign="search",state="complete"} 2.0',
+                 'aalnet_campaign_best_value{campaign="search",objective="kid"} 0.25',
+                 'aalnet_campaign_images_total{campaign="search"} 128.0',
+                 'aalnet_campaign_suggestion_seconds_count{campaign="search"} 4.0',
+                 'aalnet_campaign_suggestion_seconds_sum{campaign="search"} 0.1'):  # fmt: skip
+        assert line in text
+    assert "budget" not in text
+    stored = {line.partition("{")[0] for line in text.splitlines() if not line.startswith("#")}
+    assert stored < series_names(CAMPAIGN)

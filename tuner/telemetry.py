@@ -3,69 +3,83 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
 
 from aalnet.settings import TelemetrySettings
-from cluster.telemetry.exporter import Exporter, Snapshot
-from cluster.telemetry.tally import Tally
+from cluster.telemetry.catalogue import CATALOGUE
+from cluster.telemetry.exporter import serve
 from tuner.status import CampaignStatus
 
 Show = Callable[[CampaignStatus], None]
 
 
-class CampaignExport:
-    """Holds the last status as metrics; `read` is what a scrape sees."""
+class CampaignCollector(Collector):
+    """The last status as metrics, at each scrape."""
 
-    def __init__(self, campaign: str) -> None:
-        self._campaign, self._lock = campaign, threading.Lock()
-        self._snapshot: dict[str, Any] = {"values": [], "spreads": []}
+    def __init__(self) -> None:
+        self._status: CampaignStatus | None = None
 
     def take(self, status: CampaignStatus) -> None:
         """Keep a campaign's status in place of the one before."""
-        found = snapshot_of(status)
-        with self._lock:
-            self._snapshot = found
+        self._status = status
 
-    def read(self) -> list[Snapshot]:
-        """The last status."""
-        with self._lock:
-            return [self._snapshot]
+    def collect(self) -> Iterator[Metric]:
+        """The last status; nothing before the first."""
+        if (status := self._status) is not None:
+            yield from families_of(status)
 
 
-def snapshot_of(status: CampaignStatus) -> dict[str, Any]:
+def families_of(status: CampaignStatus) -> Iterator[Metric]:
     """A status as metrics; what is not known yet is left out."""
-    tally = Tally(campaign=status.campaign)
-    for state, count in status.states.items():
-        tally.set("aalnet_campaign_trials", count, state=state)
-    for objective, value in status.best.items():
-        tally.set("aalnet_campaign_best_value", value, objective=objective)
-    for name, number in {
-        "aalnet_campaign_target_trials": status.trials,
-        "aalnet_campaign_pruned_ratio": status.pruned_share,
-        "aalnet_campaign_spent_seconds": status.seconds,
-        "aalnet_campaign_budget_seconds": status.budget_s,
-        "aalnet_campaign_images_total": status.images,
-        "aalnet_campaign_gpu_seconds_total": status.gpu_seconds,
-        "aalnet_campaign_start_timestamp_seconds": status.began_at_s,
-        "aalnet_campaign_last_progress_timestamp_seconds": status.progress_at_s,
+    yield _gauge("trials", status, status.states)
+    yield _gauge("best_value", status, status.best)
+    for name, value in {
+        "target_trials": status.trials,
+        "pruned_ratio": status.pruned_share,
+        "spent_seconds": status.seconds,
+        "budget_seconds": status.budget_s,
+        "start_timestamp_seconds": status.began_at_s,
+        "last_progress_timestamp_seconds": status.progress_at_s,
     }.items():
-        if number is not None:
-            tally.set(name, number)
-    suggesting = [[status.suggestions], status.suggestion_s]
-    spread = ["aalnet_campaign_suggestion_seconds", [status.campaign], *suggesting]
-    return {"values": tally.snapshot()["values"], "spreads": [spread]}
+        if value is not None:
+            yield _gauge(name, status, {"": value})
+    labels = [status.campaign]
+    for name, total in (("images", status.images), ("gpu_seconds", status.gpu_seconds)):
+        spec = CATALOGUE[f"aalnet_campaign_{name}_total"]
+        counter = CounterMetricFamily(spec.name, spec.help, labels=spec.labels)
+        counter.add_metric(labels, total)
+        yield counter
+    spec = CATALOGUE["aalnet_campaign_suggestion_seconds"]
+    summary = SummaryMetricFamily(spec.name, spec.help, labels=spec.labels)
+    summary.add_metric(labels, status.suggestions, status.suggestion_s)
+    yield summary
+
+
+def _gauge(name: str, status: CampaignStatus, values: Mapping[str, float]) -> Metric:
+    """A gauge of a campaign, by its other label where it has one."""
+    spec = CATALOGUE[f"aalnet_campaign_{name}"]
+    gauge = GaugeMetricFamily(spec.name, spec.help, labels=spec.labels)
+    for label, value in values.items():
+        gauge.add_metric([status.campaign, label][: len(spec.labels)], value)
+    return gauge
 
 
 @contextlib.contextmanager
 def exported(campaign: str, telemetry: TelemetrySettings, show: Show) -> Iterator[Show]:
     """Serve a campaign's metrics; gives a `show` that takes them in besides."""
-    export = CampaignExport(campaign)
+    collector = CampaignCollector()
 
     def both(status: CampaignStatus) -> None:
-        export.take(status)
+        collector.take(status)
         show(status)
 
-    with Exporter(f"campaign/{campaign}", telemetry, export.read):
+    with serve(f"campaign/{campaign}", telemetry, collector):
         yield both

@@ -23,9 +23,8 @@ from aalnet.settings import Settings
 from benchmarks.speed.steps import CYCLE, Contender, contender, demo
 from benchmarks.table import Result, Row
 from cluster.runs.run import Record
-from cluster.telemetry.exporter import Exporter
-from cluster.telemetry.run_export import RunExport
-from cluster.telemetry.teller import PUBLISH_S, Message, Teller
+from cluster.telemetry.run_metrics import RunCollector
+from cluster.telemetry.worker import PUBLISH_S, WorkerTelemetry
 from deploy.endpoint.metrics import Metrics
 
 SCRAPE_S = 5.0
@@ -68,31 +67,25 @@ def _steps(trained: Contender, count: int) -> tuple[float, dict[str, float]]:
 
 def _training(settings: Settings, terms: dict[str, float], times: int) -> dict[str, float]:
     """CPU seconds of each part, once."""
-    export = RunExport("demo", settings, "cpu", 2)
-    told: list[Message] = []
+    collector = RunCollector("demo", settings, "cpu", 2)
 
     def warn(text: str) -> None:
         raise AssertionError(text)
 
-    tellers = [Teller("demo", settings, worker, told.append, warn) for worker in (0, 1)]
+    workers = [WorkerTelemetry("demo", settings, rank, None, warn) for rank in (0, 1)]
     line: Record = {"kind": "train", "images": 480, "time_s": time.time(), "lr": 5e-4,
                     "step_s": 0.3, "data_s": 0.0, "terms": terms}  # fmt: skip
-    found = {
-        "step": _once(lambda: tellers[0].step(24, 0.3, 1e-5, 2e-3), times),
-        "line": _once(lambda: tellers[0].see(line), times),
-        "message": _once(lambda: json.dumps(_message(tellers[0], told)), times // 10),
+    parts = {
+        "step": _once(lambda: workers[0].add_step(24, 0.3, 1e-5, 2e-3), times),
+        "line": _once(lambda: workers[0].add_record(line), times),
+        "message": _once(lambda: json.dumps(workers[0].message()), times // 10),
     }
-    for worker, teller in enumerate(tellers):
-        teller.step(24, 0.3, 1e-5, 2e-3)
-        export.take(worker, _message(teller, told))
+    for rank, worker in enumerate(workers):
+        worker.add_step(24, 0.3, 1e-5, 2e-3)
+        collector.take(rank, worker.message())
     registry = CollectorRegistry()
-    registry.register(Exporter("run/demo", settings.telemetry, export.read))
-    return found | {"scrape": _once(lambda: generate_latest(registry), times // 10)}
-
-
-def _message(teller: Teller, told: list[Message]) -> Message:
-    teller._tell()
-    return told.pop()
+    registry.register(collector)
+    return parts | {"scrape": _once(lambda: generate_latest(registry), times // 10)}
 
 
 def _endpoint(times: int) -> tuple[float, float]:

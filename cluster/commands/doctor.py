@@ -29,7 +29,7 @@ from cluster.launch.ray_internals import server_version
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobExists, Store
-from cluster.view.checks import Check, tell
+from cluster.view.checks import Check, print_checks
 
 GIB = 2**30
 LOW_MEMORY_GIB, LOW_DISK_GIB, NO_DISK_GIB = 2.0, 5.0, 0.5
@@ -51,7 +51,7 @@ def doctor(
     storage: Storage = "./aalnet-runs", address: Address = None, as_json: Json = False
 ) -> None:
     """Check this machine, the storage and the cluster. Exit code 1 if a check fails."""
-    tell(checks(storage, address), as_json)
+    print_checks(checks(storage, address), as_json)
 
 
 def checks(storage: str, address: str | None) -> Iterator[Check]:

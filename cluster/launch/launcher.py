@@ -27,7 +27,7 @@ from cluster.launch.ray_session import QUIET, ClusterError, forwarded, ray_sessi
 from cluster.runs.run import Run
 from cluster.storage.fenced import fence_of
 from cluster.storage.store import StoreError
-from cluster.telemetry.run_export import exported
+from cluster.telemetry.run_metrics import exported
 from cluster.training.loop import train
 from cluster.training.policy import FailureCause, FailureStreak, newest_images
 from cluster.training.recorder import Launch, Report

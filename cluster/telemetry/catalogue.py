@@ -1,5 +1,7 @@
 """Every metric of the project: what Prometheus sees, what docs/metrics.md lists.
 
+`python -m cluster.telemetry.catalogue` prints the tables of that page.
+
 Base units, `_total` for counters, `_seconds`, `_bytes`, `_ratio` (0 to 1). Labels are bounded: a
 run, a campaign or a model by name, a worker by rank, and the short lists in LABEL_VALUES.
 """
@@ -21,7 +23,7 @@ SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
-class Metric:
+class MetricSpec:
     """One metric: the name as PromQL has it, its labels, and what it means."""
 
     name: str
@@ -38,16 +40,16 @@ class Metric:
         return next((unit for unit in units if stem.endswith(f"_{unit}")), "")
 
 
-def _counter(name: str, help_: str, *labels: str) -> Metric:
-    return Metric(name, "counter", help_, labels)
+def _counter(name: str, help_: str, *labels: str) -> MetricSpec:
+    return MetricSpec(name, "counter", help_, labels)
 
 
-def _gauge(name: str, help_: str, *labels: str) -> Metric:
-    return Metric(name, "gauge", help_, labels)
+def _gauge(name: str, help_: str, *labels: str) -> MetricSpec:
+    return MetricSpec(name, "gauge", help_, labels)
 
 
-def _histogram(name: str, buckets: tuple[float, ...], help_: str, *labels: str) -> Metric:
-    return Metric(name, "histogram", help_, labels, buckets)
+def _histogram(name: str, buckets: tuple[float, ...], help_: str, *labels: str) -> MetricSpec:
+    return MetricSpec(name, "histogram", help_, labels, buckets)
 
 
 LABEL_VALUES = {
@@ -112,7 +114,7 @@ TRAINING = (
            "evaluation.", "run"),
     _counter("aalnet_non_finite_total", "Times that a term or gradient was NaN or infinite.",
              "run"),
-    _gauge("aalnet_workers", "Workers that told of themselves lately.", "run"),
+    _gauge("aalnet_workers", "Workers that sent their metrics of late.", "run"),
     _gauge("aalnet_workers_wanted", "Workers the run would have.", "run"),
     _counter("aalnet_restarts_total", "Starts that went on from earlier ones, over all of the run.",
              "run", "cause"),
@@ -144,7 +146,7 @@ CAMPAIGN = (
     _gauge("aalnet_campaign_target_trials", "Trials asked for.", "campaign"),
     _gauge("aalnet_campaign_best_value", "Best value so far of what is searched by.",
            "campaign", "objective"),
-    Metric("aalnet_campaign_suggestion_seconds", "summary",
+    MetricSpec("aalnet_campaign_suggestion_seconds", "summary",
            "Seconds to suggest a trial's settings; the count is of suggestions.", ("campaign",)),
     _gauge("aalnet_campaign_pruned_ratio", "Share of the ended trials that were pruned.",
            "campaign"),
@@ -184,13 +186,10 @@ SECTIONS = {"Training": TRAINING, "Campaigns": CAMPAIGN, "Endpoint": ENDPOINT}
 CATALOGUE = {metric.name: metric for section in SECTIONS.values() for metric in section}
 
 
-def series_names(metrics: Iterable[Metric]) -> set[str]:
+def series_names(metrics: Iterable[MetricSpec]) -> set[str]:
     """The names of the series that Prometheus stores for these metrics."""
-    found: set[str] = set()
-    for metric in metrics:
-        parts = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
-        found |= {metric.name + part for part in parts.get(metric.kind, ("",))}
-    return found
+    parts = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    return {metric.name + part for metric in metrics for part in parts.get(metric.kind, ("",))}
 
 
 def markdown() -> str:
@@ -207,3 +206,7 @@ def markdown() -> str:
     lines += ["## Labels", "", "`run`, `campaign`: its name. `worker`: the rank, from 0.", ""]
     lines += ["| label | values |", "|---|---|"]
     return "\n".join([*lines, *(f"| `{name}` | {text} |" for name, text in LABEL_VALUES.items())])
+
+
+if __name__ == "__main__":
+    print(markdown())

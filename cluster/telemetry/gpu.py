@@ -1,13 +1,13 @@
-"""A worker's GPU: its memory, and how busy it is. Nothing is told where there is none."""
+"""A worker's GPU: its memory, and how busy it is. Nothing is measured where there is none."""
 
 from __future__ import annotations
 
 import torch
 
-from cluster.telemetry.tally import Tally
+from cluster.telemetry.metrics import RunMetrics
 
 
-def read_gpu(tally: Tally) -> None:
+def measure_gpu(metrics: RunMetrics) -> None:
     """Set the metrics of the GPU that this process uses. Waits for no kernel."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return
@@ -18,9 +18,9 @@ def read_gpu(tally: Tally) -> None:
         ("used", total - free),
         ("total", total),
     ):
-        tally.set("aalnet_gpu_memory_bytes", size, kind=kind)
+        metrics.set("aalnet_gpu_memory_bytes", size, kind=kind)
     try:
         busy = torch.cuda.utilization()
-    except Exception:  # noqa: BLE001, no NVML, or it does not tell: errors of its own, as with MIG
+    except Exception:  # noqa: BLE001, no NVML, or errors of its own, as with MIG
         return
-    tally.set("aalnet_gpu_busy_ratio", busy / 100)
+    metrics.set("aalnet_gpu_busy_ratio", busy / 100)

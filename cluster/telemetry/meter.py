@@ -32,7 +32,7 @@ class Meter:
         """The record of the steps since the last one, and a fresh start."""
         busy_s = self._step_s + self._data_s
         rate = self._images / busy_s
-        found: Record = {
+        means: Record = {
             "kind": "train",
             "images": images_seen,
             "steps": steps,
@@ -44,4 +44,4 @@ class Meter:
             "eta_s": max(0, self.total_images - images_seen) / rate,
         }
         self.__init__(self.total_images)  # type: ignore[misc]
-        return found
+        return means

@@ -1,7 +1,7 @@
 """Where Prometheus finds what runs on this machine: one file_sd file per process that is scraped.
 
 They lie in `targets` of the cache folder. A file goes when its process ends; those of processes
-that were killed go when somebody looks next.
+that were killed go when the next one writes its own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def announced(target: Target, warn: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         if path is not None:
-            with contextlib.suppress(OSError):  # swept later
+            with contextlib.suppress(OSError):  # removed later
                 path.unlink(missing_ok=True)
 
 
@@ -60,7 +60,7 @@ def _announce(target: Target) -> Path:
     """Write a target's file, and remove those of processes that are gone."""
     folder = targets_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    sweep()
+    remove_stale()
     stem = re.sub(r"[^\w.-]", "-", target.instance)
     path = folder / f"{stem}-{target.pid}.json"
     # A label that begins with `__` goes no further than Prometheus' own relabelling.
@@ -72,30 +72,13 @@ def _announce(target: Target) -> Path:
     return path
 
 
-def sweep() -> None:
-    """Remove the files of processes that are gone."""
-    for path, target in _files():
-        if not _alive(target.pid):
-            with contextlib.suppress(OSError):  # another user's
-                path.unlink(missing_ok=True)
-
-
-def targets() -> list[Target]:
-    """What can be scraped on this machine now, by instance."""
-    return sorted(
-        (target for _, target in _files() if _alive(target.pid)),
-        key=lambda target: (target.instance, target.port),
-    )
-
-
-def _files() -> Iterator[tuple[Path, Target]]:
-    """The files that can be read; others are none of ours."""
-    for path in sorted(targets_folder().glob("*.json")):
+def remove_stale() -> None:
+    """Remove the files of processes that are gone; what cannot be read is none of ours."""
+    for path in targets_folder().glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
             (entry,) = json.loads(path.read_text(encoding="utf-8"))
-            host, _, port = entry["targets"][0].rpartition(":")
-            instance, pid = entry["labels"]["instance"], int(entry["labels"]["__pid"])
-            yield path, Target(instance, host.strip("[]"), int(port), pid)
+            if not _alive(int(entry["labels"]["__pid"])):
+                path.unlink(missing_ok=True)
 
 
 def _alive(pid: int) -> bool:

@@ -83,7 +83,9 @@ def _steps(
             done_s = time.perf_counter()
             meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - wait_started_s)
             sums_s = world.take_sums_s()
-            recorder.telemetry.step(size, done_s - started_s, started_s - wait_started_s, sums_s)
+            recorder.telemetry.add_step(
+                size, done_s - started_s, started_s - wait_started_s, sums_s
+            )
             last = state.images_seen >= settings.run.images
             saves = last or _crossed(state, settings.run.checkpoint_every_images)
             stops = world.stopping and not last

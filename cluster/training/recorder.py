@@ -24,7 +24,7 @@ from cluster.runs.run import Record, Run
 from cluster.runs.saver import Saver
 from cluster.storage.store import StoreError
 from cluster.telemetry.board import Board
-from cluster.telemetry.teller import Publish, Teller
+from cluster.telemetry.worker import Publish, WorkerTelemetry
 from cluster.training.held_out import HeldOut
 from cluster.training.world import ProcessWorld
 
@@ -64,17 +64,19 @@ class Recorder:
         self._run, self._state, self._world, self._report = run, state, world, report
         self._launch, self._saved_images = launch, state.images_seen
         self._rank0: Rank0 | None = None
-        self.telemetry = Teller(run.name, state.settings, world.rank, launch.publish, self._warn)
+        self.telemetry = WorkerTelemetry(
+            run.name, state.settings, world.rank, launch.publish, self._warn
+        )
         if world.rank == 0:
             held_out = HeldOut(state.settings, state.spec, state.device)
-            log = RunLog(run, state.images_seen, self.telemetry.see)
+            log = RunLog(run, state.images_seen, self.telemetry.add_record)
             saver = Saver(run, state.settings, log)
             self._rank0 = Rank0(held_out, log, saver)
             if state.settings.telemetry.tensorboard:
-                self.telemetry.show_on(Board(run, state.images_seen, self._warn))
-            self.telemetry.recall(log.history)
-            self.telemetry.read("aalnet_upload_queue", lambda: saver.queued)
-            self.telemetry.read("aalnet_checkpoint_failures_total", lambda: saver.failures)
+                self.telemetry.attach(Board(run, state.images_seen, self._warn))
+            self.telemetry.add_past(log.history)
+            self.telemetry.poll("aalnet_upload_queue", lambda: saver.queued)
+            self.telemetry.poll("aalnet_checkpoint_failures_total", lambda: saver.failures)
         self._started_s = time.perf_counter()
 
     def start(self, warnings: list[str]) -> None:
@@ -118,7 +120,7 @@ class Recorder:
         self.save(figures)
         if self._rank0 is not None:  # after the state, which is worth more
             self._rank0.saver.picture(f"{self._state.images_seen}.png", grid)
-            self.telemetry.picture(self._state.images_seen, grid)
+            self.telemetry.add_picture(self._state.images_seen, grid)
         self._world.agree(0)
         self._report(self._state.images_seen, figures)
 

@@ -1,4 +1,4 @@
-"""What a doctor's check found, and how it is told: `aalnet doctor` and `aalnet deploy doctor`."""
+"""The checks of `aalnet doctor` and `aalnet deploy doctor`, and how they are printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME_COLUMNS = 14
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found; `remedy` is the next move where it is not ok."""
+    """One check's result; `remedy` is the next move where it is not ok."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -27,20 +27,20 @@ class Check:
     remedy: str = ""
 
 
-def tell(checks: Iterable[Check], as_json: bool) -> None:
+def print_checks(checks: Iterable[Check], as_json: bool) -> None:
     """Print each check as soon as it is known; or, as JSON, all at the end.
 
     Raises:
         typer.Exit: 1, if one has failed.
     """
-    found: list[Check] = []
+    results: list[Check] = []
     for check in checks:
-        found.append(check)
+        results.append(check)
         if not as_json:
             _print(check)
-    failed = any(check.status == "fail" for check in found)
+    failed = any(check.status == "fail" for check in results)
     if as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in found]}, indent=2))
+        print(json.dumps({"ok": not failed, "checks": [asdict(c) for c in results]}, indent=2))
     if failed:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""A run's log for a person: records as they come, and the words and numbers they are told in."""
+"""A run's log for a person: records as they come, in words and numbers."""
 
 from __future__ import annotations
 
@@ -130,11 +130,11 @@ class ProgressView:
         assert self.task is not None
         fields: dict[str, Any] = {"speed": _speed(record)} if record["kind"] == "train" else {}
         if record["kind"] == "evaluation":
-            shown = (kid_name(record), "diversity")
-            fields["figures"] = _pairs((name, record.get(name)) for name in shown if name)
-        seen = record["images"]
-        fields["images"] = progress_of(seen, self.total_images)
-        bar.update(self.task, completed=seen, total=self.total_images, **fields)
+            names = (kid_name(record), "diversity")
+            fields["figures"] = _pairs((name, record.get(name)) for name in names if name)
+        images = record["images"]
+        fields["images"] = progress_of(images, self.total_images)
+        bar.update(self.task, completed=images, total=self.total_images, **fields)
 
     def _print(self, line: str) -> None:
         if self.bar is not None:
@@ -145,18 +145,18 @@ class ProgressView:
 
 def describe(record: Record, total_images: int) -> str:
     """One line for one record, free of control characters."""
-    kind, seen = record["kind"], progress_of(record["images"], total_images)
+    kind, images = record["kind"], progress_of(record["images"], total_images)
     if kind == "train":
         raw = [(name, value) for name, value in terms_of(record).items() if not is_norm(name)]
-        line = f"images {seen}  {_speed(record)}  {_pairs(raw[:LINE_TERMS])}"
+        line = f"images {images}  {_speed(record)}  {_pairs(raw[:LINE_TERMS])}"
     elif kind == "evaluation":
-        line = f"evaluation at {seen}  {_pairs((f.name, f.value) for f in figures(record))}"
+        line = f"evaluation at {images}  {_pairs((f.name, f.value) for f in figures(record))}"
     elif kind == "checkpoint":
         mib = record.get("bytes", 0) / 2**20
-        line = f"checkpoint at {seen}  {mib:.1f} MiB in {duration(record.get('seconds', 0.0))}"
+        line = f"checkpoint at {images}  {mib:.1f} MiB in {duration(record.get('seconds', 0.0))}"
     elif kind == "start":
         keys = ("model", "device", "workers", "threads")
-        line = f"start at {seen}  {_pairs((key, record.get(key)) for key in keys)}"
+        line = f"start at {images}  {_pairs((key, record.get(key)) for key in keys)}"
         if record.get("cause"):
             line += (
                 f"  after {record['cause']}, {duration(record.get('recovery_s', 0.0))} to "
@@ -167,9 +167,9 @@ def describe(record: Record, total_images: int) -> str:
     elif kind == "end":
         after = f" after {duration(record.get('train_seconds', 0.0))}"
         reason = f": {record['error']}" if record.get("error") else ""
-        line = f"{record.get('status', 'ended')} at {seen}{after}{reason}"
+        line = f"{record.get('status', 'ended')} at {images}{after}{reason}"
     else:
-        line = f"{kind} at {seen}"
+        line = f"{kind} at {images}"
     return printable(line).rstrip()
 
 

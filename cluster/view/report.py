@@ -61,7 +61,7 @@ STYLE = {
 
 
 @dataclass(frozen=True)
-class Line:
+class PlotLine:
     """One line of a curve: values at images, and the constant it should beat."""
 
     name: str
@@ -77,7 +77,7 @@ class Curve:
     """A small drawing with its caption."""
 
     title: str
-    lines: list[Line]
+    lines: list[PlotLine]
 
     @property
     def latest(self) -> list[tuple[str, str]]:
@@ -87,6 +87,7 @@ class Curve:
 
     @property
     def svg(self) -> Markup:
+        """The drawing as an inline element."""
         return _draw(self.lines)
 
 
@@ -135,11 +136,11 @@ def _of_kind(records: list[Record], kind: str) -> list[Record]:
 
 def _facts(settings: Settings, records: list[Record], train: list[Record]) -> list[tuple[str, str]]:
     starts = _of_kind(records, "start")
-    seen = records[-1]["images"] if records else 0
+    images = records[-1]["images"] if records else 0
     rates = [record["images_per_s"] for record in train if record.get("images_per_s")]
     start, keys = starts[-1] if starts else {}, ("workers", "device")
     facts = [
-        ("Images", f"{seen:,} of {settings.run.images:,}"),
+        ("Images", f"{images:,} of {settings.run.images:,}"),
         ("Duration", progress.duration(sum(_sessions(records)))),
         ("Speed", f"{progress.number(float(np.median(rates)))} images/s" if rates else "–"),
         ("Workers", " × ".join(str(start[key]) for key in keys if key in start) or "–"),
@@ -196,10 +197,10 @@ def _curves(train: list[Record], evaluations: list[Record]) -> list[tuple[str, l
     terms = [progress.terms_of(record) for record in train]
 
     def term(name: str) -> Curve:
-        return Curve(name, [Line(name, at_train, _column(terms, name), may_be_log=True)])
+        return Curve(name, [PlotLine(name, at_train, _column(terms, name), may_be_log=True)])
 
     def speed(title: str, fields: Sequence[str]) -> Curve:
-        return Curve(title, [Line(name, at_train, _column(train, name)) for name in fields])
+        return Curve(title, [PlotLine(name, at_train, _column(train, name)) for name in fields])
 
     groups = [
         ("Held-out figures", _evaluation_curves(evaluations)),
@@ -217,7 +218,7 @@ def _curves(train: list[Record], evaluations: list[Record]) -> list[tuple[str, l
 def _evaluation_curves(evaluations: list[Record]) -> list[Curve]:
     at = np.array([record["images"] for record in evaluations], float)
     lines = {
-        figure.name: Line(
+        figure.name: PlotLine(
             figure.name, at, _column(evaluations, figure.name), figure.floor, dots=True
         )
         for figure in _final(evaluations)
@@ -231,8 +232,8 @@ def _evaluation_curves(evaluations: list[Record]) -> list[Curve]:
 
 def _column(rows: Iterable[dict[str, Any]], name: str) -> Values:
     """One figure of all records; NaN where it is missing or not finite."""
-    found = [row.get(name) for row in rows]
-    values = np.array([v if isinstance(v, int | float) else np.nan for v in found], float)
+    column = [row.get(name) for row in rows]
+    values = np.array([v if isinstance(v, int | float) else np.nan for v in column], float)
     return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -250,7 +251,7 @@ def thin(images: Values, values: Values) -> tuple[Values, Values, Values, Values
     return images[edges + sizes - 1], mean, lows, highs
 
 
-def _draw(lines: list[Line]) -> Markup:
+def _draw(lines: list[PlotLine]) -> Markup:
     """Lines over images as an inline SVG element in the page's colours and font."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         picture = Picture(figsize=(WIDTH_PT / 72, HEIGHT_PT / 72))
@@ -264,7 +265,7 @@ def _draw(lines: list[Line]) -> Markup:
     return Markup(_for_page(file.getvalue()))  # matplotlib's own; no text of a run is in it
 
 
-def _draw_line(axes: Axes, line: Line, colour: str) -> None:
+def _draw_line(axes: Axes, line: PlotLine, colour: str) -> None:
     images, mean, low, high = thin(line.images, line.values)
     if len(mean) < np.isfinite(line.values).sum():
         axes.fill_between(images, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -274,9 +275,9 @@ def _draw_line(axes: Axes, line: Line, colour: str) -> None:
         axes.axhline(line.floor, color=INK, linewidth=1, linestyle=(0, (4, 3)))
 
 
-def _set_axes(axes: Axes, lines: list[Line]) -> None:
-    shown = np.concatenate([line.values[np.isfinite(line.values)] for line in lines])
-    wide = len(shown) and shown.min() > 0 and shown.max() / shown.min() > LOG_SPAN
+def _set_axes(axes: Axes, lines: list[PlotLine]) -> None:
+    finite = np.concatenate([line.values[np.isfinite(line.values)] for line in lines])
+    wide = len(finite) and finite.min() > 0 and finite.max() / finite.min() > LOG_SPAN
     if wide and all(line.may_be_log for line in lines):
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())

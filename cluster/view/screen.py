@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from prometheus_client.core import Metric
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -18,49 +19,49 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.view.progress import printable
-from cluster.view.scrape import Sample
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 116  # columns from which on two things stand side by side
-LINE = 16  # width of a sparkline
-KEPT = 240  # points of a line; older ones go
+SPARKLINE = 16  # width of one
+POINTS = 240  # of a sparkline; older ones go
 REFRESH_PER_S = 2.0
-Labels = tuple[tuple[str, str], ...]
-Line = tuple[str, str, str, str]  # a name, a value, a sparkline and a note
-GAP: Line = ("", "", "", "")
-Figures = Mapping[tuple[str, Labels], float]  # by metric and its labels, without run and worker
+Series = tuple[str, tuple[tuple[str, str], ...]]  # a metric and its labels, but for OWNER
+OWNER = {"run", "campaign", "worker"}
+Row = tuple[str, str, str, str]  # a name, a value, a sparkline and a note
+BLANK: Row = ("", "", "", "")
+COLOURS = {"finished": "green", "running": "blue", "complete": "green", "failed": "red"}
 
 
 @dataclass
 class History:
-    """The last values of every metric, each with the points before it."""
+    """The last values of every series, each with the points before it."""
 
-    now: dict[tuple[str, Labels], float] = field(default_factory=dict)
-    past: dict[tuple[str, Labels], deque[float]] = field(
-        default_factory=lambda: defaultdict(lambda: deque(maxlen=KEPT))
+    now: dict[Series, float] = field(default_factory=dict)
+    past: dict[Series, deque[float]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=POINTS))
     )
 
-    def add(self, figures: Figures) -> None:
-        """Take in the values of now; a metric gets a point where its value has changed."""
-        for key, value in figures.items():
-            if math.isfinite(value) and self.now.get(key) != value:
-                self.past[key].append(value)
-            self.now[key] = value
+    def add(self, values: Mapping[Series, float]) -> None:
+        """Take in the values of now; a series gets a point where its value has changed."""
+        for series, value in values.items():
+            if math.isfinite(value) and self.now.get(series) != value:
+                self.past[series].append(value)
+            self.now[series] = value
 
     def get(self, name: str, **labels: str) -> float | None:
         """The value now; None where there is none."""
         return self.now.get((name, tuple(sorted(labels.items()))))
 
-    def line(self, name: str, width: int, **labels: str) -> str:
+    def sparkline(self, name: str, **labels: str) -> str:
         """A sparkline of the points there were."""
-        return sparkline(self.past.get((name, tuple(sorted(labels.items()))), ()), width)
+        return sparkline(self.past.get((name, tuple(sorted(labels.items()))), ()), SPARKLINE)
 
     def by(self, name: str, label: str) -> dict[str, float]:
         """A metric's values by one of its labels."""
         return {
             dict(labels)[label]: value
-            for (found, labels), value in self.now.items()
-            if found == name and label in dict(labels)
+            for (metric, labels), value in self.now.items()
+            if metric == name and label in dict(labels)
         }
 
 
@@ -86,24 +87,25 @@ class Screen:
         if self._live is not None:
             self._live.stop()
 
-    def take(self, samples: Iterable[Sample], status: str) -> None:
+    def take(self, values: Mapping[Series, float], status: str) -> None:
         """Take in the values of now."""
         with self._lock:
             self.status = status
-            self.history.add(figures_of(samples))
+            self.history.add(values)
 
     def page(self) -> RenderableType:
         """The whole screen, as of now."""
         raise NotImplementedError
 
 
-def figures_of(samples: Iterable[Sample]) -> Figures:
-    """Samples as a history takes them: those of several workers are added up."""
-    found: dict[tuple[str, Labels], float] = defaultdict(float)
-    for name, labels, value in samples:
-        kept = {k: v for k, v in labels.items() if k not in {"run", "campaign", "worker"}}
-        found[name, tuple(sorted(kept.items()))] += value
-    return found
+def values_of(families: Iterable[Metric]) -> dict[Series, float]:
+    """The values of metrics as a history takes them; a histogram's are its sum and count."""
+    values = {}
+    for sample in (sample for family in families for sample in family.samples):
+        if "le" not in sample.labels:
+            labels = (item for item in sample.labels.items() if item[0] not in OWNER)
+            values[sample.name, tuple(sorted(labels))] = sample.value
+    return values
 
 
 def sparkline(values: Sequence[float] | deque[float], width: int) -> str:
@@ -129,19 +131,21 @@ def page(title: str, status: str, parts: Sequence[RenderableType]) -> Renderable
     return Panel(Group(*parts), title=head, title_align="left", border_style="dim")
 
 
-def rows(lines: Iterable[Line]) -> Table:
-    """A table of names, values, sparklines and notes."""
-    lines = list(lines)
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True, min_width=9)
-    table.add_column(style="cyan", no_wrap=True)
-    if noted := any(note for *_, note in lines):
-        table.add_column(style="dim", no_wrap=True)
-    for name, value, line, note in lines:
+def bar(share: float) -> Text:
+    """How much of something is done, from 0 to 1."""
+    full = round(share * SPARKLINE)
+    return Text.assemble(("━" * full, "green"), ("━" * (SPARKLINE - full), "dim"))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Names, values, sparklines and notes."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(justify="right", no_wrap=True, min_width=9)
+    grid.add_column(style="cyan", no_wrap=True)
+    if noted := any(note for *_, note in rows):
+        grid.add_column(style="dim", no_wrap=True)
+    for name, value, line, note in rows:
         notes = [printable(note)] if noted else []
-        table.add_row(printable(name), printable(value), line, *notes)
-    return table
-
-
-COLOURS = {"finished": "green", "running": "blue", "complete": "green", "failed": "red"}
+        grid.add_row(printable(name), printable(value), line, *notes)
+    return grid

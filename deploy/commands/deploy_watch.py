@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.commands.options import Json
-from cluster.view.checks import tell
+from cluster.view.checks import print_checks
 from cluster.view.progress import duration, printable, progress_of
 from deploy.commands.deploy_options import (
     ComponentName,
@@ -117,7 +117,7 @@ def doctor(
 ) -> None:  # fmt: skip
     """Check the cluster and what you may do there. Exit code 1 if a check fails."""
     api = open_api(context, kubeconfig, namespace)
-    tell(checks(api, namespace or NAMESPACE, overlay), as_json)
+    print_checks(checks(api, namespace or NAMESPACE, overlay), as_json)
 
 
 def _workloads(

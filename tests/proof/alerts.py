@@ -12,8 +12,6 @@ import contextlib
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cluster.telemetry import monitor
 from tests.proof.hurt import SCENARIOS, Stage
+from tests.support.prometheus_server import prometheus_server, rules
 
 RUNBOOK = Path(__file__).resolve().parents[2] / "docs" / "runbook.md"
 HEAD = "| alert | what was done | fires after | Prometheus says |\n|---|---|---|---|\n"
@@ -75,46 +71,26 @@ def fire(name: str) -> Iterator[Seen]:
     scenario, minute_s = SCENARIOS[name]
     with tempfile.TemporaryDirectory(prefix="aalnet-alerts-") as folder:
         stage = Stage(Path(folder))
-        with prometheus(stage, minute_s) as url, contextlib.closing(scenario(stage, url)) as hurts:
+        stage.cache.mkdir()
+        os.environ["AALNET_CACHE"] = str(stage.cache)
+        watching = prometheus_server(stage.cache, 1.0, quicker(minute_s))
+        with watching as url, contextlib.closing(scenario(stage, url)) as hurts:
             for alert, done in hurts:
                 started_s = time.monotonic()
                 told = await_alert(url, alert)
                 yield Seen(alert, done, time.monotonic() - started_s, told)
 
 
-@contextlib.contextmanager
-def prometheus(stage: Stage, minute_s: int) -> Iterator[str]:
-    """The address of a Prometheus with quicker rules, which finds what the stage runs."""
-    stage.cache.mkdir()
-    rules, config = stage.folder / "rules.yml", stage.folder / "prometheus.yml"
-    rules.write_text(yaml.safe_dump(quicker(minute_s)), encoding="utf-8")
-    os.environ["AALNET_CACHE"] = str(stage.cache)
-    config.write_text(yaml.safe_dump(monitor.prometheus_config(1.0, rules)), encoding="utf-8")
-    url = f"http://127.0.0.1:{monitor.free_port(0)}"
-    command = [
-        "prometheus", f"--config.file={config}", f"--web.listen-address={url[7:]}",
-        f"--storage.tsdb.path={stage.folder / 'tsdb'}",
-    ]  # fmt: skip
-    with (stage.folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        stage.wait_for("Prometheus", lambda: urllib.request.urlopen(f"{url}/-/ready", timeout=5))
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
 def quicker(minute_s: int) -> dict[str, Any]:
     """The committed rules, a minute of theirs taken for so many seconds."""
-    rules: dict[str, Any] = yaml.safe_load(monitor.RULES.read_text(encoding="utf-8"))["spec"]
-    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+    alerts = rules()
+    for rule in (rule for group in alerts["groups"] for rule in group["rules"]):
         expr = re.sub(r"(\d+)([mhd])(?=[\]:])", lambda m: _seconds(m[1], m[2], minute_s),
                       rule["expr"])  # fmt: skip
         rule["expr"] = expr.replace("* 60", f"* {minute_s}")
         if "for" in rule:
             rule["for"] = _seconds(rule["for"][:-1], rule["for"][-1], minute_s)
-    return rules
+    return alerts
 
 
 def _seconds(count: str, unit: str, minute_s: int) -> str:

@@ -2,14 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from aalnet.settings import Settings, TelemetrySettings
-from cluster.telemetry.exporter import Exporter
-from cluster.telemetry.run_export import RunExport
-from cluster.telemetry.teller import Teller
+from cluster.telemetry.exporter import serve
+from cluster.telemetry.run_metrics import RunCollector
+from cluster.telemetry.worker import WorkerTelemetry
 from tests.slow.test_telemetry_live import OURS, SERIES_OF_A_RUN
 from tests.support.prometheus_server import prometheus_server, query, value, wait_for
 from tests.support.tiny_runs import tiny_settings, write_data
@@ -25,14 +24,13 @@ def test_a_hundred_finished_runs_leave_no_series(
     at_once, every_s = 20, 1.0
 
     telemetry = TelemetrySettings()
-    exported = Exporter("run/0", telemetry, full_export("run-0", settings).read, pytest.fail)
-    told = sum(len(metric.samples) for metric in exported.collect())
+    count = sum(len(metric.samples) for metric in full("run-0", settings).collect())
 
     def finish(number: int, base: str) -> None:
-        export = full_export(f"run-{number}", settings)
-        with Exporter(f"run/{number}", telemetry, export.read, pytest.fail):
-            seen = f"count({{__name__=~'aalnet_.*',run='run-{number}'}})"
-            wait_for("a scrape", lambda: value(base, seen), 120)
+        collector = full(f"run-{number}", settings)
+        with serve(f"run/{number}", telemetry, collector, pytest.fail):
+            series = f"count({{__name__=~'aalnet_.*',run='run-{number}'}})"
+            wait_for("a scrape", lambda: value(base, series), 120)
 
     with prometheus_server(tmp_path / "cache", every_s) as base:
         with ThreadPoolExecutor(at_once) as pool:
@@ -41,18 +39,17 @@ def test_a_hundred_finished_runs_leave_no_series(
         ever = f"count(last_over_time({OURS}[1h]))"
         each = "max(count by (run) (last_over_time({__name__=~'aalnet_.*'}[1h])))"
         assert value(base, "count(count by (run) (last_over_time(aalnet_run_info[1h])))") == 100
-        assert value(base, each) == told < SERIES_OF_A_RUN
+        assert value(base, each) == count < SERIES_OF_A_RUN
         assert (value(base, ever) or 0) < 100 * SERIES_OF_A_RUN
 
 
-def full_export(run: str, settings: Settings) -> RunExport:
-    """A run of two workers that has told of all it can."""
-    export, messages = RunExport(run, settings, "cpu", 2), list[Any]()
+def full(run: str, settings: Settings) -> RunCollector:
+    """A run of two workers that has sent all it can."""
+    collector = RunCollector(run, settings, "cpu", 2)
     for worker in (0, 1):
-        teller = Teller(run, settings, worker, messages.append, pytest.fail)
+        telemetry = WorkerTelemetry(run, settings, worker, None, pytest.fail)
         for record in LOG[:-1]:
-            teller.see(record)
-        teller.step(4, 0.1, 0.01, 0.01)
-        teller._tell()
-        export.take(worker, messages[-1])
-    return export
+            telemetry.add_record(record)
+        telemetry.add_step(4, 0.1, 0.01, 0.01)
+        collector.take(worker, telemetry.message())
+    return collector

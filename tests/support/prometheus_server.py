@@ -1,11 +1,13 @@
-"""A real Prometheus on loopback, started as a person would: `aalnet monitor up`."""
+"""A real Prometheus on loopback, with the configuration that docs/metrics.md shows."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import time
 import urllib.parse
@@ -15,8 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.support.tiny_runs import aalnet_command, command_environment
+from tests.support.tiny_runs import command_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS, RUNBOOK = ROOT / "docs/metrics.md", ROOT / "docs/runbook.md"
+RULES = ROOT / "deploy/kubernetes/base/monitoring/alert-rules.yaml"
+HOME, RULES_FILE = "/home/me/.cache/aalnet", "aalnet.rules.yml"  # as the two pages have them
 
 
 def require_prometheus() -> None:
@@ -25,20 +33,51 @@ def require_prometheus() -> None:
         pytest.skip("needs prometheus (Debian: apt-get install prometheus)")
 
 
+def rules() -> dict[str, Any]:
+    """The alert rules as Prometheus itself reads them: without Kubernetes' wrapping."""
+    plain: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))["spec"]
+    return plain
+
+
+def configured(folder: Path, cache: Path, scrape_s: float, alerts: dict[str, Any]) -> Path:
+    """The documented `prometheus.yml` in a folder, with these rules beside it.
+
+    It finds what processes with AALNET_CACHE=`cache` announce.
+    """
+    block = re.search(r"```yaml\n(.*?)```", METRICS.read_text(encoding="utf-8"), re.DOTALL)
+    assert block, f"{METRICS.name} shows no prometheus.yml"
+    assert HOME in block[1]
+    assert f"> {RULES_FILE}" in RUNBOOK.read_text(encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = block[1].replace(HOME, str(cache)).replace("5s,", f"{scrape_s:g}s,")
+    (folder / RULES_FILE).write_text(yaml.safe_dump(alerts), encoding="utf-8")
+    config = folder / "prometheus.yml"
+    config.write_text(text.replace("interval: 5s}\nrule", f"interval: {scrape_s:g}s}}\nrule"))
+    return config
+
+
 @contextlib.contextmanager
-def prometheus_server(cache: Path, scrape_s: float = 1.0) -> Iterator[str]:
+def prometheus_server(
+    cache: Path, scrape_s: float = 1.0, alerts: dict[str, Any] | None = None
+) -> Iterator[str]:
     """Its address. It scrapes what processes with AALNET_CACHE=`cache` announce."""
     require_prometheus()
-    environment = command_environment() | {"AALNET_CACHE": str(cache)}
-    port = _free_port()  # the usual one may be somebody else's
-    up = ["monitor", "up", "--detach", "--every-s", str(scrape_s), "--port", str(port)]
-    subprocess.run(aalnet_command(*up), env=environment, check=True, capture_output=True)
+    folder = cache.parent / "prometheus"
+    config = configured(folder, cache, scrape_s, rules() if alerts is None else alerts)
+    address = f"127.0.0.1:{_free_port()}"
+    command = [
+        "prometheus", f"--config.file={config}", f"--web.listen-address={address}",
+        f"--storage.tsdb.path={folder / 'data'}",
+    ]  # fmt: skip
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        yield f"http://127.0.0.1:{port}"
+        ready = f"http://{address}/-/ready"
+        wait_for("Prometheus", lambda: urllib.request.urlopen(ready, timeout=5).close() or True)
+        yield f"http://{address}"
     finally:
-        subprocess.run(
-            aalnet_command("monitor", "down"), env=environment, check=True, capture_output=True
-        )
+        process.terminate()
+        process.wait(30)
 
 
 def query(base: str, expression: str, at_s: float | None = None) -> list[dict[str, Any]]:
@@ -77,8 +116,6 @@ def announced(cache: Path, beginning: str) -> str | None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from cluster.telemetry.catalogue import CATALOGUE, Metric
+from cluster.telemetry.catalogue import CATALOGUE, MetricSpec
 
 # A metric of ours is `aalnet_`; what a rule records is `aalnet:`.
 SELECTOR = re.compile(r"(?<![\w:])((?:aalnet|ray)[_:][a-z0-9_:]+)\s*(?:\{([^}]*)\})?")
@@ -16,7 +16,7 @@ GIVEN = {"job", "instance", "namespace", "pod", "le", "alertname"}
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
 
-def series() -> dict[str, Metric]:
+def series() -> dict[str, MetricSpec]:
     """Every series' name that Prometheus stores of ours, with its metric."""
     return {
         metric.name + suffix: metric
