@@ -74,8 +74,8 @@ def test_valid_by_kuberays_crds(objects: list[Object]) -> None:
 
 
 def test_nothing_is_applied_twice(objects: list[Object]) -> None:
-    found = [(item["kind"], item["metadata"]["name"]) for item in objects]
-    assert len(found) == len(set(found))
+    result = [(item["kind"], item["metadata"]["name"]) for item in objects]
+    assert len(result) == len(set(result))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -125,8 +125,8 @@ def test_campaign_settings_and_workers_agree(overlay: str) -> None:
 def test_cluster_versions_are_the_locked_ones(objects: list[Object]) -> None:
     locked = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     (ray,) = re.findall(r"^ray==(\S+)", locked, re.MULTILINE)
-    found = {cluster["rayVersion"] for item in objects if (cluster := cluster_spec(item))}
-    assert found == {ray}
+    result = {cluster["rayVersion"] for item in objects if (cluster := cluster_spec(item))}
+    assert result == {ray}
     for pod in pods(objects):
         for container in pod.containers:
             if "aalnet:" in container["image"]:
@@ -153,8 +153,8 @@ def test_quota_holds_everything_at_its_largest(objects: list[Object]) -> None:
     gpus = workers = 0
     for cluster in clusters:
         for group in cluster["workerGroupSpecs"]:
-            asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
-            gpus += group["maxReplicas"] * int(asked.get("nvidia.com/gpu", 0))
+            arguments = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+            gpus += group["maxReplicas"] * int(arguments.get("nvidia.com/gpu", 0))
             workers += group["maxReplicas"]
     endpoints = [
         i["spec"]["maxReplicas"] + 1 for i in objects if i["kind"].startswith("Horizontal")
@@ -202,10 +202,10 @@ def test_serve_config_is_what_serve_takes() -> None:
     config = yaml.safe_load(service["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == "deploy.endpoint.serve_app:build"
-    asked = validate(ServeArguments, application.args)
+    arguments = validate(ServeArguments, application.args)
     environment = select(render("overlays/rayservice"), "ConfigMap", "aalnet-endpoint-environment")
-    assert asked.storage == environment["data"]["AALNET_STORAGE"]
-    assert asked.keys == "/etc/aalnet-keys/keys"
+    assert arguments.storage == environment["data"]["AALNET_STORAGE"]
+    assert arguments.keys == "/etc/aalnet-keys/keys"
 
 
 # What has no schema here: only fields that the operators of these kinds know
@@ -234,10 +234,10 @@ def test_dashboards_are_found_by_grafana() -> None:
         and item["metadata"]["labels"].get("grafana_dashboard") == "1"
     ]
     files = sorted((ROOT / "deploy/kubernetes/base/monitoring/dashboards").glob("*.json"))
-    found = {key: text for item in maps for key, text in item["data"].items()}
-    assert found == {file.name: file.read_text(encoding="utf-8") for file in files}
-    assert len(found) == 4
-    assert all(len(text) < 2**20 for text in found.values())  # the most that a ConfigMap holds
+    result = {key: text for item in maps for key, text in item["data"].items()}
+    assert result == {file.name: file.read_text(encoding="utf-8") for file in files}
+    assert len(result) == 4
+    assert all(len(text) < 2**20 for text in result.values())  # the most that a ConfigMap holds
 
 
 def test_monitors_are_found_by_prometheus(objects: list[Object]) -> None:

@@ -124,13 +124,13 @@ def complaints(objects: list[Object]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("overlay", "path", "value", "said"),
+    ("overlay", "path", "value", "expected"),
     BROKEN,
-    ids=[f"{path.split()[-1]}-{said}" for _, path, _, said in BROKEN],
+    ids=[f"{path.split()[-1]}-{expected}" for _, path, _, expected in BROKEN],
 )
-def test_a_broken_manifest_is_caught(overlay: str, path: str, value: Any, said: str) -> None:
+def test_a_broken_manifest_is_caught(overlay: str, path: str, value: Any, expected: str) -> None:
     broken = break_it(render(f"overlays/{overlay}"), path, value)
-    assert [line for line in complaints(broken) if said in line], complaints(broken)
+    assert [line for line in complaints(broken) if expected in line], complaints(broken)
 
 
 CRD_BROKEN: list[tuple[str, Any]] = [
@@ -166,8 +166,8 @@ def test_kubernetes_schemas_catch_an_unknown_field() -> None:
 
 def test_label_selectors() -> None:
     def match(operator: str, **labels: str) -> bool:
-        wanted = {"key": "a", "operator": operator, "values": ["1"]}
-        return kubernetes_references.matches({"matchExpressions": [wanted]}, labels)
+        expression = {"key": "a", "operator": operator, "values": ["1"]}
+        return kubernetes_references.matches({"matchExpressions": [expression]}, labels)
 
     assert match("In", a="1")
     assert not match("In", a="2")

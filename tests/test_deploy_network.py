@@ -11,9 +11,9 @@ from tests.support.network_rules import Peer, allowed
 
 
 def peer_of(objects: list[Object], where: str) -> Peer:
-    found: list[Pod] = [pod for pod in pods(objects) if pod.where == where]
-    assert len(found) == 1, where
-    return Peer(found[0].labels)
+    result: list[Pod] = [pod for pod in pods(objects) if pod.where == where]
+    assert len(result) == 1, where
+    return Peer(result[0].labels)
 
 
 def elsewhere(namespace: str, labels: dict[str, str] | None = None, **spaces: str) -> Peer:
@@ -34,19 +34,19 @@ RANDOM_RAY_PORT = 17433
 def world(overlay: str) -> dict[str, Peer]:
     objects = render(f"overlays/{overlay}")
     group = "cpu" if overlay == "local" else "gpu"
-    found = {
+    result = {
         "head": peer_of(objects, "RayJob/aalnet-trainer head"),
         "worker": peer_of(objects, f"RayJob/aalnet-trainer {group}"),
         "submitter": peer_of(objects, "RayJob/aalnet-trainer submitter"),
     }
     if overlay == "rayservice":
-        found["endpoint"] = peer_of(objects, "RayService/aalnet-endpoint cpu")
-        found["serve head"] = peer_of(objects, "RayService/aalnet-endpoint head")
+        result["endpoint"] = peer_of(objects, "RayService/aalnet-endpoint cpu")
+        result["serve head"] = peer_of(objects, "RayService/aalnet-endpoint head")
     else:
-        found["endpoint"] = peer_of(objects, "Deployment/aalnet-endpoint")
+        result["endpoint"] = peer_of(objects, "Deployment/aalnet-endpoint")
     if overlay == "local":
-        found["storage"] = peer_of(objects, "StatefulSet/aalnet-storage")
-    return found | {
+        result["storage"] = peer_of(objects, "StatefulSet/aalnet-storage")
+    return result | {
         "operator": OPERATOR, "prometheus": PROMETHEUS, "dns": DNS, "client": CLIENT,
         "stranger": STRANGER, "neighbour": NEIGHBOUR, "s3": S3, "metadata": METADATA,
         "api": Peer(address="10.100.0.1"),
@@ -133,15 +133,15 @@ def test_every_policy_counts(policy: str) -> None:
     """Without any one of them the table does not hold (or a name cannot be looked up)."""
     every = [item for item in render("overlays/aws") if item["kind"] == "NetworkPolicy"]
     assert {item["metadata"]["name"] for item in every} == set(POLICIES)
-    left = [item for item in every if item["metadata"]["name"] != policy]
+    others = [item for item in every if item["metadata"]["name"] != policy]
     peers = world("aws")
 
     def answers(policies: list[Object]) -> list[Any]:
         rows = [row for row in TABLE if row[0] in ("*", "aws")]
-        asked = [allowed(policies, peers[a], peers[b], port) for _, a, b, port, _ in rows]
-        return [*asked, allowed(policies, peers["worker"], DNS, 53, "UDP")]
+        answers_of_rows = [allowed(policies, peers[a], peers[b], port) for _, a, b, port, _ in rows]
+        return [*answers_of_rows, allowed(policies, peers["worker"], DNS, 53, "UDP")]
 
-    assert answers(left) != answers(every)
+    assert answers(others) != answers(every)
 
 
 def test_the_evaluator_itself() -> None:

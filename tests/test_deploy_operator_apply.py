@@ -56,8 +56,8 @@ def test_first_apply_sends_what_was_shown(kube: KubeApi) -> None:
         assert patch.query["fieldManager"] == "aalnet"
         assert patch.query["force"] == "false"
     assert patches[-1].path == "/apis/ray.io/v1/namespaces/aalnet/rayjobs/aalnet-trainer"
-    kept = kube.objects.get("ConfigMap", "aalnet", "aalnet-trainer-settings")["data"]["run.yaml"]
-    assert "eta: 0.4" in kept
+    run = kube.objects.get("ConfigMap", "aalnet", "aalnet-trainer-settings")["data"]["run.yaml"]
+    assert "eta: 0.4" in run
 
 
 def test_the_same_again_changes_nothing(kube: KubeApi) -> None:
@@ -74,15 +74,15 @@ def test_without_a_terminal_nothing_is_changed(kube: KubeApi) -> None:
     assert kube.objects.names() == {"Namespace/aalnet"}
 
 
-@pytest.mark.parametrize(("answer", "code", "made"), [("y\n", 0, True), ("n\n", 1, False)])
+@pytest.mark.parametrize(("answer", "code", "created"), [("y\n", 0, True), ("n\n", 1, False)])
 def test_asks_at_a_terminal(
-    kube: KubeApi, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, made: bool
+    kube: KubeApi, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, created: bool
 ) -> None:
     monkeypatch.setattr(deploy_options, "at_a_terminal", lambda: True)
     result = deploy(*TRAINER, "--no-wait", answer=answer)
     assert result.exit_code == code, result.exception
     assert "apply this to http://127.0.0.1" in result.output
-    assert ("RayJob/aalnet-trainer" in kube.objects.names()) is made
+    assert ("RayJob/aalnet-trainer" in kube.objects.names()) is created
 
 
 def test_dry_run_shows_and_sends_nothing(kube: KubeApi) -> None:
@@ -95,11 +95,11 @@ def test_a_changed_endpoint_is_shown_as_a_difference(kube: KubeApi) -> None:
     good(*words)
     kube.objects.edit("Deployment", "aalnet-endpoint", lambda d: d["spec"].update(replicas=3))
     result = good(*words, "--set", "batch_samples=64", "--model", "faces", "--storage", "s3://b/p")
-    shown = result.stdout
-    assert "-        - --model=drawings" in shown
-    assert "+        - --model=faces" in shown
-    assert "+        - --set=batch_samples=64" in shown
-    assert "replicas" not in shown  # the autoscaler's; nothing of ours
+    output = result.stdout
+    assert "-        - --model=drawings" in output
+    assert "+        - --model=faces" in output
+    assert "+        - --set=batch_samples=64" in output
+    assert "replicas" not in output  # the autoscaler's; nothing of ours
     deployment = kube.objects.get("Deployment", "aalnet", "aalnet-endpoint")
     assert deployment["spec"]["replicas"] == 3
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -116,9 +116,9 @@ def test_json_is_alone_on_standard_output(kube: KubeApi) -> None:
 
 
 def test_blanks_are_refused_before_anything_is_sent(kube: KubeApi) -> None:
-    told = fails(ManifestError, "apply", "trainer", "--overlay", "aws", "--yes")
-    assert "BUCKET" in told
-    assert "--image" in told
+    message = fails(ManifestError, "apply", "trainer", "--overlay", "aws", "--yes")
+    assert "BUCKET" in message
+    assert "--image" in message
     assert kube.requests == []
 
 
@@ -135,9 +135,9 @@ def owned_by_helm(kube: KubeApi) -> None:
 
 def test_a_conflict_names_field_and_owner(kube: KubeApi) -> None:
     owned_by_helm(kube)
-    told = fails(FieldConflict, "apply", "endpoint", "--overlay", "local", "--yes")
-    assert ".spec.progressDeadlineSeconds is helm's" in told
-    assert "--force-conflicts" in told
+    message = fails(FieldConflict, "apply", "endpoint", "--overlay", "local", "--yes")
+    assert ".spec.progressDeadlineSeconds is helm's" in message
+    assert "--force-conflicts" in message
     assert FieldConflict("").exit_code == 4
     assert not any(r.query.get("dryRun") is None for r in kube.sent("PATCH"))
 
@@ -152,10 +152,10 @@ def test_forced_conflicts_are_taken_over(kube: KubeApi) -> None:
 
 def test_another_components_name_is_refused(kube: KubeApi) -> None:
     good(*TRAINER, "--yes", "--no-wait", "--name", "faces")
-    told = fails(
+    message = fails(
         ManifestError, "apply", "campaign", "--overlay", "local", "--yes", "--name", "faces"
     )
-    assert "faces-environment exists and is a trainer; choose another --name" in told
+    assert "faces-environment exists and is a trainer; choose another --name" in message
 
 
 def test_a_status_written_meanwhile_is_no_change(
@@ -256,8 +256,8 @@ def test_a_job_that_does_not_go_is_told(kube: KubeApi, monkeypatch: pytest.Monke
     good(*TRAINER, "--yes", "--no-wait")
     kube.objects.edit("RayJob", "aalnet-trainer", job(FAILED))
     monkeypatch.setattr(execute.wait_until_deleted, "__defaults__", (0.1,))
-    told = fails(TimedOut, *TRAINER, "--yes")
-    assert "ray.io/rayjob-finalizer" in told
+    message = fails(TimedOut, *TRAINER, "--yes")
+    assert "ray.io/rayjob-finalizer" in message
     assert TimedOut("").exit_code == 3
 
 
@@ -275,8 +275,8 @@ def test_delete_takes_what_apply_made(kube: KubeApi) -> None:
     finalizer_removed_soon(kube)
     result = good("delete", "trainer", "--name", "faces", "--yes")
     assert "ConfigMap/faces-notes stays" in result.stderr
-    left = {name for name in kube.objects.names() if "faces" in name}
-    assert left == {"ConfigMap/faces-notes"}
+    remaining = {name for name in kube.objects.names() if "faces" in name}
+    assert remaining == {"ConfigMap/faces-notes"}
     assert {"Namespace/aalnet", "RayJob/aalnet-trainer"} <= kube.objects.names()
     assert "no trainer faces" in good("delete", "trainer", "--name", "faces", "--yes").stderr
 
@@ -291,7 +291,7 @@ def test_delete_asks_first(kube: KubeApi) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "said"),
+    ("fault", "kind", "expected"),
     [
         (Fault("GET", "/configmaps/", 401, 9), AccessError, "log in again"),
         (Fault("PATCH", "rayjobs", 500, 9, "etcdserver: timed out"), KubernetesError, "etcd"),
@@ -304,9 +304,9 @@ def test_delete_asks_first(kube: KubeApi) -> None:
     ],
     ids=["401", "500", "422", "quota", "schema", "dropped"],
 )  # fmt: skip
-def test_failures_are_told(kube: KubeApi, fault: Fault, kind: type[AalnetError], said: str) -> None:
+def test_failures(kube: KubeApi, fault: Fault, kind: type[AalnetError], expected: str) -> None:
     kube.faults.append(fault)
-    assert said in fails(kind, *TRAINER, "--yes")
+    assert expected in fails(kind, *TRAINER, "--yes")
     assert "RayJob/aalnet-trainer" not in kube.objects.names()
 
 
@@ -326,14 +326,14 @@ def test_retry_after_is_heeded(kube: KubeApi) -> None:
 
 def test_a_missing_permission_is_named(kube: KubeApi) -> None:
     kube.forbidden.add(("patch", "rayjobs"))
-    told = fails(AccessError, *TRAINER, "--yes")
-    assert 'cannot patch resource "rayjobs"' in told
-    assert "aalnet-operator" in told
+    message = fails(AccessError, *TRAINER, "--yes")
+    assert 'cannot patch resource "rayjobs"' in message
+    assert "aalnet-operator" in message
 
 
 def test_missing_things_are_named(kube: KubeApi) -> None:
-    told = fails(KubernetesError, *TRAINER, "--yes", "--namespace", "elsewhere")
-    assert "namespace elsewhere is missing" in told
+    message = fails(KubernetesError, *TRAINER, "--yes", "--namespace", "elsewhere")
+    assert "namespace elsewhere is missing" in message
     kube.missing.add("ray.io")
     assert "install KubeRay" in fails(KubernetesError, *TRAINER, "--yes")
 
@@ -348,8 +348,8 @@ def test_warnings_of_the_server_are_shown(kube: KubeApi) -> None:
 def test_no_usable_kubeconfig(tmp_path: Path, text: str) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(text)
-    told = fails(AccessError, "status", "--kubeconfig", str(path))
-    assert "--kubeconfig" in told
+    message = fails(AccessError, "status", "--kubeconfig", str(path))
+    assert "--kubeconfig" in message
 
 
 def test_no_server_at_that_address(kube: KubeApi, tmp_path: Path) -> None:

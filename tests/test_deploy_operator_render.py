@@ -33,15 +33,15 @@ IMAGE = "registry.example:5000/team/aalnet:0.1.0-cuda"
 FILLED: dict[str, Any] = {"image": IMAGE, "storage": "s3://bucket/prefix"}
 
 
-def made(overlay: str, component: Component, **options: Any) -> list[Object]:
+def edit(overlay: str, component: Component, **options: Any) -> list[Object]:
     objects = whole(f"overlays/{overlay}/{component}")
     return edit_manifests(objects, component, DeployOptions(**options))
 
 
 def run_settings(objects: list[Object]) -> dict[str, Any]:
     (text,) = (o["data"]["run.yaml"] for o in objects if "run.yaml" in o.get("data", {}))
-    found: dict[str, Any] = yaml.safe_load(text)
-    return found
+    result: dict[str, Any] = yaml.safe_load(text)
+    return result
 
 
 def group_of(objects: list[Object]) -> Object:
@@ -56,12 +56,12 @@ def group_of(objects: list[Object]) -> Object:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_what_is_rendered_keeps_the_rules(overlay: str, component: Component) -> None:
-    asked = FILLED | {"name": "faces", "workers": "3", "settings": ["objective.eta=0.4"]}
+    options = FILLED | {"name": "faces", "workers": "3", "settings": ["objective.eta=0.4"]}
     if component == "campaign":
-        asked["settings"] = ["budget.trials=3"]
+        options["settings"] = ["budget.trials=3"]
     if component == "endpoint":
-        asked |= {"settings": ["batch_samples=16"], "model": "faces"}
-    objects = made(overlay, component, **asked)
+        options |= {"settings": ["batch_samples=16"], "model": "faces"}
+    objects = edit(overlay, component, **options)
     assert blanks(objects) == []
     around = [o for o in whole(f"overlays/{overlay}/around") if o["kind"] != "PodMonitor"]
     fitting = [o for o in around if o["kind"] != "NetworkPolicy"]  # they select the others too
@@ -82,7 +82,7 @@ def test_what_is_rendered_keeps_the_rules(overlay: str, component: Component) ->
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_unasked_is_unchanged(overlay: str, component: Component) -> None:
-    before, after = whole(f"overlays/{overlay}/{component}"), made(overlay, component)
+    before, after = whole(f"overlays/{overlay}/{component}"), edit(overlay, component)
     for old, new in zip(before, after, strict=True):
         old["metadata"]["labels"]["app.kubernetes.io/managed-by"] = "aalnet"
         if "-environment-" in old["metadata"]["name"]:
@@ -93,7 +93,7 @@ def test_unasked_is_unchanged(overlay: str, component: Component) -> None:
 
 
 def test_two_endpoints_do_not_share_pods() -> None:
-    objects = [*made("aws", "endpoint", name="faces"), *made("aws", "endpoint", name="houses")]
+    objects = [*edit("aws", "endpoint", name="faces"), *edit("aws", "endpoint", name="houses")]
     problems = [
         line for line in kubernetes_references.selectors(objects)
         if "Deployment" in line or "Service" in line
@@ -105,9 +105,9 @@ def test_two_endpoints_do_not_share_pods() -> None:
 
 
 def test_a_run_is_named_everywhere() -> None:
-    job = select(made("aws", "trainer", name="faces-2", **FILLED), "RayJob")
+    job = select(edit("aws", "trainer", name="faces-2", **FILLED), "RayJob")
     assert job["spec"]["entrypoint"] == "aalnet train /etc/aalnet/run.yaml --run faces-2"
-    campaign = select(made("aws", "campaign", name="grid", **FILLED), "RayJob")
+    campaign = select(edit("aws", "campaign", name="grid", **FILLED), "RayJob")
     assert campaign["spec"]["entrypoint"].endswith("--name grid")
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert head["containers"][0]["envFrom"][0]["configMapRef"]["name"] == "faces-2-environment"
@@ -117,14 +117,14 @@ def test_a_run_is_named_everywhere() -> None:
 
 def test_the_endpoints_hash_follows_its_storage() -> None:
     maps = [
-        select(made("aws", "endpoint", image=IMAGE, storage=storage), "ConfigMap")
+        select(edit("aws", "endpoint", image=IMAGE, storage=storage), "ConfigMap")
         for storage in ("s3://a/x", "s3://b/x")
     ]
     assert len({item["metadata"]["name"] for item in maps}) == 2
 
 
 @pytest.mark.parametrize(
-    ("overlay", "workers", "replicas", "said"),
+    ("overlay", "workers", "replicas", "expected"),
     [
         ("aws", "2:6", (2, 2, 6), "2:6"),
         ("aws", "3", (3, 3, 3), 3),
@@ -132,29 +132,29 @@ def test_the_endpoints_hash_follows_its_storage() -> None:
     ],
 )
 def test_workers_agree(
-    overlay: str, workers: str, replicas: tuple[int, ...], said: int | str
+    overlay: str, workers: str, replicas: tuple[int, ...], expected: int | str
 ) -> None:
-    objects = made(overlay, "trainer", workers=workers, **FILLED)
+    objects = edit(overlay, "trainer", workers=workers, **FILLED)
     group = group_of(objects)
     assert tuple(group[key] for key in ("replicas", "minReplicas", "maxReplicas")) == replicas
-    assert run_settings(objects)["run"]["workers"] == said
+    assert run_settings(objects)["run"]["workers"] == expected
 
 
 def test_workers_of_the_settings_decide_the_pods() -> None:
-    assert group_of(made("aws", "trainer", settings=["run.workers=2"]))["maxReplicas"] == 2
-    campaign = made("aws", "campaign", settings=["trials_at_once=3", "workers=2"])
+    assert group_of(edit("aws", "trainer", settings=["run.workers=2"]))["maxReplicas"] == 2
+    campaign = edit("aws", "campaign", settings=["trials_at_once=3", "workers=2"])
     assert group_of(campaign)["maxReplicas"] == 6
     text = select(
-        made("aws", "campaign", workers="8", settings=["workers=2"]), "ConfigMap",
+        edit("aws", "campaign", workers="8", settings=["workers=2"]), "ConfigMap",
         "aalnet-campaign-settings",
     )["data"]["campaign.yaml"]  # fmt: skip
     assert yaml.safe_load(text)["trials_at_once"] == 4
 
 
 def test_endpoint_workers_are_pods() -> None:
-    scaler = select(made("aws", "endpoint", workers="3:5"), "HorizontalPodAutoscaler")["spec"]
+    scaler = select(edit("aws", "endpoint", workers="3:5"), "HorizontalPodAutoscaler")["spec"]
     assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 5)
-    service = select(made("rayservice", "endpoint", workers="4", model="faces"), "RayService")
+    service = select(edit("rayservice", "endpoint", workers="4", model="faces"), "RayService")
     config = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]
     assert config["deployments"][0]["num_replicas"] == 4
     assert config["args"]["model"] == "faces"
@@ -165,7 +165,7 @@ def test_endpoint_workers_are_pods() -> None:
 @pytest.mark.parametrize("config", ["demo.yaml", "campaign-laptop.yaml"])
 def test_a_config_file_takes_the_place_of_ours(repo_root: Path, config: str) -> None:
     component: Component = "campaign" if "campaign" in config else "trainer"
-    objects = made("local", component, config=repo_root / "configs" / config)
+    objects = edit("local", component, config=repo_root / "configs" / config)
     settings = next(o for o in objects if o["metadata"]["name"].endswith("settings"))
     values = yaml.safe_load(next(iter(settings["data"].values())))
     assert isinstance(values.get("base", {}), dict)  # a base in a file of its own comes along
@@ -199,14 +199,14 @@ MISTAKES: list[tuple[str, Component, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("overlay", "component", "asked", "said"), MISTAKES, ids=[said for *_, said in MISTAKES]
+    ("overlay", "component", "options", "expected"), MISTAKES, ids=[row[-1] for row in MISTAKES]
 )
 def test_a_mistake_is_found_before_anything_is_sent(
-    overlay: str, component: Component, asked: dict[str, Any], said: str
+    overlay: str, component: Component, options: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        made(overlay, component, **asked)
-    assert said in str(caught.value)
+        edit(overlay, component, **options)
+    assert expected in str(caught.value)
 
 
 # Overlays
@@ -281,10 +281,10 @@ def job(deployment: str = "", ran: str = "", **more: str) -> Object:
     return {"kind": "RayJob", "metadata": {}, "status": {k: v for k, v in status.items() if v}}
 
 
-def service(*conditions: tuple[str, str], seen: int = 1) -> Object:
-    found = [{"type": kind, "status": status, "reason": kind} for kind, status in conditions]
+def service(*conditions: tuple[str, str], observed: int = 1) -> Object:
+    result = [{"type": kind, "status": status, "reason": kind} for kind, status in conditions]
     return {"kind": "RayService", "metadata": {"generation": 1},
-            "status": {"observedGeneration": seen, "conditions": found}}  # fmt: skip
+            "status": {"observedGeneration": observed, "conditions": result}}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def service(*conditions: tuple[str, str], seen: int = 1) -> Object:
         (deployment(conditions=[LATE, QUOTA]), State("0/2 ready", "failed", QUOTA["message"])),
         (service(("Ready", "True")), State("Ready", "done")),
         (service(("Ready", "True"), ("UpgradeInProgress", "True")), State("Upgrading", "going")),
-        (service(("Ready", "True"), seen=0), State("New", "going")),
+        (service(("Ready", "True"), observed=0), State("New", "going")),
         (service(("Ready", "False")), State("Ready", "going")),
         (service(), State("New", "going")),
     ],
@@ -335,4 +335,4 @@ def test_pods_that_were_out_of_memory_or_evicted() -> None:
 
 def test_settings_that_are_no_mapping() -> None:
     with pytest.raises(ConfigError, match="run must be a group"):
-        made("aws", "trainer", settings=["run=3"])
+        edit("aws", "trainer", settings=["run=3"])

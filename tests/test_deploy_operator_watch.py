@@ -67,9 +67,9 @@ def test_a_failed_job_is_a_failure(kube: KubeApi) -> None:
         message="exit code 2",
     )  # fmt: skip
     script(kube, failed)
-    told = fails(KubernetesError, *TRAINER, "--yes")
-    assert "RayJob/aalnet-trainer has failed: AppFailed: exit code 2" in told
-    assert "aalnet deploy logs trainer" in told
+    message = fails(KubernetesError, *TRAINER, "--yes")
+    assert "RayJob/aalnet-trainer has failed: AppFailed: exit code 2" in message
+    assert "aalnet deploy logs trainer" in message
 
 
 def test_waiting_ends_in_time_and_says_why(kube: KubeApi) -> None:
@@ -80,9 +80,9 @@ def test_waiting_ends_in_time_and_says_why(kube: KubeApi) -> None:
     }  # fmt: skip
     kube.objects.put(pod("t-worker-1", JOB, "trainer", status=unscheduled))
     kube.objects.put(pod("t-worker-2", JOB, "trainer", status=unscheduled))
-    told = fails(TimedOut, *TRAINER, "--yes", "--timeout-s", "1")
-    assert "t-worker-1 and 1 more: no free GPU (nvidia.com/gpu): 0/3 nodes" in told
-    assert "aalnet deploy status" in told
+    message = fails(TimedOut, *TRAINER, "--yes", "--timeout-s", "1")
+    assert "t-worker-1 and 1 more: no free GPU (nvidia.com/gpu): 0/3 nodes" in message
+    assert "aalnet deploy status" in message
 
 
 @pytest.mark.parametrize("fault", [
@@ -137,7 +137,7 @@ def waiting_pod(reason: str, message: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("objects", "said"),
+    ("objects", "expected"),
     [
         ([pod("p", JOB, "trainer", status=waiting_pod("ImagePullBackOff", "Back-off pulling x"))],
          "its image cannot be had, ImagePullBackOff: Back-off pulling x"),
@@ -153,14 +153,14 @@ def waiting_pod(reason: str, message: str) -> dict[str, Any]:
     ids=["image", "secret", "quota", "creating", "others"],
 )  # fmt: skip
 def test_status_tells_why_it_waits(
-    kube: KubeApi, objects: Sequence[dict[str, Any]], said: str
+    kube: KubeApi, objects: Sequence[dict[str, Any]], expected: str
 ) -> None:
     good(*TRAINER, "--yes", "--no-wait")
     for item in objects:
         kube.objects.put(item)
     (row,) = json.loads(good("status", "trainer", "--json").stdout)
-    assert "".join(row["why"]).endswith(said)
-    assert bool(row["why"]) is bool(said)
+    assert "".join(row["why"]).endswith(expected)
+    assert bool(row["why"]) is bool(expected)
 
 
 def test_status_tells_what_kueue_says(kube: KubeApi) -> None:
@@ -257,18 +257,18 @@ def cluster_in_order(kube: KubeApi) -> None:
 
 def doctor(kube: KubeApi, *words: str) -> dict[str, dict[str, str]]:
     result = deploy("doctor", "--json", *words)
-    found = json.loads(result.stdout)
-    assert result.exit_code == (0 if found["ok"] else 1)
-    return {check["name"]: check for check in found["checks"]}
+    results = json.loads(result.stdout)
+    assert result.exit_code == (0 if results["ok"] else 1)
+    return {check["name"]: check for check in results["checks"]}
 
 
 def test_doctor_of_a_cluster_in_order(kube: KubeApi) -> None:
     cluster_in_order(kube)
-    found = doctor(kube)
-    assert {check["status"] for check in found.values()} == {"ok"}
-    assert "operator:v1.7.0" in found["kuberay"]["detail"]
-    assert "4 on 1 of 1 nodes (NVIDIA-L4)" in found["gpu nodes"]["detail"]
-    assert found["manifests"]["detail"].startswith("the server takes all 11 objects")
+    results = doctor(kube)
+    assert {check["status"] for check in results.values()} == {"ok"}
+    assert "operator:v1.7.0" in results["kuberay"]["detail"]
+    assert "4 on 1 of 1 nodes (NVIDIA-L4)" in results["gpu nodes"]["detail"]
+    assert results["manifests"]["detail"].startswith("the server takes all 11 objects")
     assert {r.query.get("dryRun") for r in kube.sent("PATCH")} == {"All"}
     assert "  ok  kuberay" in good("doctor").stdout
 
@@ -278,26 +278,26 @@ def test_doctor_of_an_empty_cluster(kube: KubeApi) -> None:
     kube.objects.forget("Namespace", "", "aalnet")
     kube.forbidden |= {("patch", "rayjobs"), ("get", "pods/log")}
     kube.version = "v1.29.4-eks-1"
-    found = doctor(kube, "--overlay", "kueue")
-    statuses = {name: check["status"] for name, check in found.items()}
+    results = doctor(kube, "--overlay", "kueue")
+    statuses = {name: check["status"] for name, check in results.items()}
     assert statuses == {
         "server": "warn", "kuberay": "fail", "namespace": "fail", "permissions": "fail",
         "storage class": "warn", "gpu nodes": "warn", "kueue": "fail", "prometheus": "warn",
         "metrics": "warn", "manifests": "fail",
     }  # fmt: skip
-    assert "patch rayjobs, get pods/log" in found["permissions"]["detail"]
-    assert all(check["remedy"] for check in found.values())
+    assert "patch rayjobs, get pods/log" in results["permissions"]["detail"]
+    assert all(check["remedy"] for check in results.values())
 
 
 def test_doctor_sees_what_it_may(kube: KubeApi) -> None:
     cluster_in_order(kube)
     kube.forbidden |= {("list", "nodes"), ("list", "storageclasses")}
-    found = doctor(kube)
-    assert found["gpu nodes"]["status"] == found["storage class"]["status"] == "warn"
-    assert "cannot list" in found["gpu nodes"]["detail"]
+    results = doctor(kube)
+    assert results["gpu nodes"]["status"] == results["storage class"]["status"] == "warn"
+    assert "cannot list" in results["gpu nodes"]["detail"]
 
 
 def test_doctor_without_a_server_says_one_thing(kube: KubeApi) -> None:
     kube.faults.append(Fault("GET", "/version", DROP, 99))
-    found = doctor(kube)
-    assert list(found) == ["server"]
+    results = doctor(kube)
+    assert list(results) == ["server"]

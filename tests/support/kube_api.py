@@ -224,9 +224,9 @@ def _special(api: KubeApi, request: Request) -> Object | None:
     if request.path.endswith("/selfsubjectaccessreviews"):
         assert request.method == "POST"
         assert request.body is not None
-        asked = request.body["spec"]["resourceAttributes"]
-        resource = "/".join(asked[k] for k in ("resource", "subresource") if asked.get(k))
-        allowed = (asked["verb"], resource) not in api.forbidden
+        attributes = request.body["spec"]["resourceAttributes"]
+        resource = "/".join(attributes[k] for k in ("resource", "subresource") if attributes.get(k))
+        allowed = (attributes["verb"], resource) not in api.forbidden
         return {**request.body, "status": {"allowed": allowed}}
     parts = request.path.strip("/").split("/")
     if parts[0] != "apis" or not 2 <= len(parts) <= 3 or parts[1] in api.missing:
@@ -298,11 +298,11 @@ def _patch(api: KubeApi, request: Request, place: Place) -> tuple[int, Object]:
         raise Refusal(
             400, "BadRequest", "the name of the object does not match the name on the URL"
         )
-    made, new = api.objects.apply(
+    result, new = api.objects.apply(
         item, query["fieldManager"], force=query.get("force") == "true",
         dry_run=query.get("dryRun") == "All",
     )  # fmt: skip
-    return 201 if new else 200, made
+    return 201 if new else 200, result
 
 
 def _selected(item: Object, query: dict[str, str]) -> bool:
@@ -313,10 +313,10 @@ def _selected(item: Object, query: dict[str, str]) -> bool:
             return False
     for pair in filter(None, query.get("fieldSelector", "").split(",")):
         key, _, value = pair.partition("=")
-        found: Any = item
+        value: Any = item
         for part in key.split("."):
-            found = found.get(part, {})
-        if found != value:
+            value = value.get(part, {})
+        if value != value:
             return False
     return True
 
@@ -333,12 +333,12 @@ def _log(api: KubeApi, request: Request, place: Place) -> Iterator[bytes]:
 def _log_lines(api: KubeApi, request: Request, pod: str) -> Iterator[bytes]:
     lines = api.logs.get(pod, [])
     since = request.query.get("sinceTime", "")[:19]  # whole seconds, as the kubelet takes it
-    shown = len(lines) - int(request.query.get("tailLines", len(lines)))
+    first = len(lines) - int(request.query.get("tailLines", len(lines)))
     while True:
-        for line in lines[max(0, shown) :]:
+        for line in lines[max(0, first) :]:
             if line[:19] >= since:
                 yield (line + "\n").encode()
-        shown = len(lines)
+        first = len(lines)
         if request.query.get("follow") != "true" or pod not in api.open_logs:
             return
         if api.stopping.wait(0.05):

@@ -61,9 +61,9 @@ def fails(kind: type[AalnetError], *words: str) -> str:
     """Run it; it ends with an error of this kind, whose one line is given."""
     result = deploy(*words)
     assert isinstance(result.exception, kind), (result.output, result.exception)
-    told = str(result.exception)
-    assert "\n" not in told
-    return told
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
 
 
 def pod(name: str, instance: str, component: str, **extra: Any) -> Object:

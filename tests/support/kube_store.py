@@ -62,12 +62,12 @@ class Objects:
     def put(self, item: Object) -> Object:
         """Make or replace an object behind the API's back, as a controller does."""
         with self._lock:
-            made = copy.deepcopy(item)
-            metadata = made["metadata"]
+            result = copy.deepcopy(item)
+            metadata = result["metadata"]
             metadata.setdefault("uid", str(uuid.uuid4()))
             metadata.setdefault("creationTimestamp", "2026-11-20T08:00:00Z")
             metadata.setdefault("labels", {})
-            return self._store(made)
+            return self._store(result)
 
     def edit(self, kind: str, name: str, change: Callable[[Object], None]) -> None:
         """Change an object in place, as a controller does."""
@@ -100,11 +100,11 @@ class Objects:
         """Finalizers hold it back, as on a real server."""
         with self._lock:
             item = self.get(kind, namespace, name)
-            wanted = options.get("preconditions", {}).get("uid")
-            if wanted is not None and wanted != item["metadata"]["uid"]:
+            uid = options.get("preconditions", {}).get("uid")
+            if uid is not None and uid != item["metadata"]["uid"]:
                 raise Refusal(409, "Conflict", (
                     f"Operation cannot be fulfilled on {resource_of(kind)} \"{name}\": "
-                    f"Precondition failed: UID in precondition: {wanted}, UID in object meta: "
+                    f"Precondition failed: UID in precondition: {uid}, UID in object meta: "
                     f"{item['metadata']['uid']}"))  # fmt: skip
             if item["metadata"].get("finalizers"):
                 item["metadata"]["deletionTimestamp"] = "2026-11-20T09:00:00Z"
@@ -134,15 +134,15 @@ class Objects:
                     f"Operation cannot be fulfilled on {resource_of(kind)} \"{name}\": the object "
                     "has been modified; please apply your changes to the latest version and try "
                     "again"), name=name)  # fmt: skip
-            made = merged(live, item, manager, force=force)
+            result = merged(live, item, manager, force=force)
             if live is None:
-                made["metadata"] |= {"uid": str(uuid.uuid4()), "generation": 1,
+                result["metadata"] |= {"uid": str(uuid.uuid4()), "generation": 1,
                                      "creationTimestamp": "2026-11-20T08:00:00Z"}  # fmt: skip
-            elif made.get("spec") != live.get("spec"):
-                made["metadata"]["generation"] = live["metadata"].get("generation", 1) + 1
-            if not dry_run and made != live:
-                made = self._store(made)
-            return copy.deepcopy(made), live is None
+            elif result.get("spec") != live.get("spec"):
+                result["metadata"]["generation"] = live["metadata"].get("generation", 1) + 1
+            if not dry_run and result != live:
+                result = self._store(result)
+            return copy.deepcopy(result), live is None
 
     def _store(self, item: Object) -> Object:
         metadata = item["metadata"]
@@ -160,51 +160,51 @@ def merged(live: Object | None, item: Object, manager: str, *, force: bool) -> O
     Raises:
         Refusal: a field with another value is another manager's.
     """
-    asked = {path: value for path, value in leaves(item) if path not in NOT_OWNED}
-    made = copy.deepcopy(live) if live is not None else with_defaults(item)
+    fields = {path: value for path, value in leaves(item) if path not in NOT_OWNED}
+    result = copy.deepcopy(live) if live is not None else with_defaults(item)
     managers = {
         entry["manager"]: {tuple(path) for path in entry["fieldsV1"]["paths"]}
-        for entry in made["metadata"].pop("managedFields", [])
+        for entry in result["metadata"].pop("managedFields", [])
     }
-    there = dict(leaves(made))
+    there = dict(leaves(result))
     causes = [
         {"reason": "FieldManagerConflict", "field": dotted(path),
          "message": f'conflict with "{other}" using {item["apiVersion"]}'}
         for other, owned in managers.items() if other != manager
-        for path in sorted(owned & asked.keys()) if there.get(path) != asked[path]
+        for path in sorted(owned & fields.keys()) if there.get(path) != fields[path]
     ]  # fmt: skip
     if causes and not force:
-        told = ", ".join(f"{cause['message']}: {cause['field']}" for cause in causes)
+        text = ", ".join(f"{cause['message']}: {cause['field']}" for cause in causes)
         raise Refusal(409, "Conflict",
-                      f"Apply failed with {len(causes)} conflict{'s' * (len(causes) > 1)}: {told}",
+                      f"Apply failed with {len(causes)} conflict{'s' * (len(causes) > 1)}: {text}",
                       causes=causes)  # fmt: skip
     for other, owned in managers.items():
         if other != manager:
-            managers[other] = {p for p in owned if there.get(p) == asked.get(p, there.get(p))}
+            managers[other] = {p for p in owned if there.get(p) == fields.get(p, there.get(p))}
     others = set().union(*(owned for other, owned in managers.items() if other != manager))
-    for path in managers.get(manager, set()) - asked.keys() - others:
-        remove(made, path)
-    for path, value in asked.items():
-        put(made, path, copy.deepcopy(value))
-    managers[manager] = set(asked)
-    made["metadata"]["managedFields"] = [
+    for path in managers.get(manager, set()) - fields.keys() - others:
+        remove(result, path)
+    for path, value in fields.items():
+        put(result, path, copy.deepcopy(value))
+    managers[manager] = set(fields)
+    result["metadata"]["managedFields"] = [
         {"manager": name, "operation": "Apply", "apiVersion": item["apiVersion"],
          "fieldsType": "FieldsV1", "fieldsV1": {"paths": sorted(map(list, owned))}}
         for name, owned in managers.items() if owned
     ]  # fmt: skip
-    return made
+    return result
 
 
 def with_defaults(item: Object) -> Object:
     """A new object as admission leaves it: what is not said is filled in."""
-    made = copy.deepcopy(item)
+    result = copy.deepcopy(item)
     if item["kind"] == "Deployment":
-        made["spec"].setdefault("replicas", 1)
+        result["spec"].setdefault("replicas", 1)
     if item["kind"] == "Service":
-        made["spec"] |= {"clusterIP": "10.96.14.7", "sessionAffinity": "None"}
+        result["spec"] |= {"clusterIP": "10.96.14.7", "sessionAffinity": "None"}
     if item["kind"] == "RayJob":
-        made["metadata"]["finalizers"] = ["ray.io/rayjob-finalizer"]
-    return made
+        result["metadata"]["finalizers"] = ["ray.io/rayjob-finalizer"]
+    return result
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

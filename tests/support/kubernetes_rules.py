@@ -68,8 +68,8 @@ def resources(objects: list[Object]) -> Iterator[str]:
     for pod in pods(objects):
         for container in pod.containers:
             where = f"{pod.where} {container['name']}"
-            asked = container.get("resources", {})
-            requests, limits = asked.get("requests", {}), asked.get("limits", {})
+            needs = container.get("resources", {})
+            requests, limits = needs.get("requests", {}), needs.get("limits", {})
             for kind in ("cpu", "memory"):
                 if kind not in requests:
                     yield f"{where}: no request of {kind}"
@@ -112,12 +112,12 @@ def secrets(objects: list[Object]) -> Iterator[str]:
 def labels(objects: list[Object], version: str) -> Iterator[str]:
     """Every object says what it is; all say one version."""
     for item in objects:
-        given = item["metadata"].get("labels", {})
+        present = item["metadata"].get("labels", {})
         for label in LABELS:
-            if f"app.kubernetes.io/{label}" not in given:
+            if f"app.kubernetes.io/{label}" not in present:
                 yield f"{named(item)}: no label {label}"
-        if given.get("app.kubernetes.io/version", version) != version:
-            yield f"{named(item)}: version {given['app.kubernetes.io/version']}, not {version}"
+        if present.get("app.kubernetes.io/version", version) != version:
+            yield f"{named(item)}: version {present['app.kubernetes.io/version']}, not {version}"
         scoped = item["kind"] in CLUSTER_SCOPED
         if item["metadata"].get("namespace") != (None if scoped else "aalnet"):
             yield f"{named(item)}: namespace {item['metadata'].get('namespace')}"

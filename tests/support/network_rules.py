@@ -59,17 +59,17 @@ def _rules(policy: Object, way: str) -> Iterator[Object]:
 
 def _fits(rule: Object, way: str, own: Peer, other: Peer, port: int, protocol: str) -> bool:
     ports = rule.get("ports")
-    if ports and not any(_port_fits(wanted, port, protocol) for wanted in ports):
+    if ports and not any(_port_fits(rule_port, port, protocol) for rule_port in ports):
         return False
     peers = rule.get("from" if way == "Ingress" else "to")
     return not peers or any(_peer_fits(peer, own, other) for peer in peers)
 
 
-def _port_fits(wanted: Object, port: int, protocol: str) -> bool:
-    if wanted.get("protocol", "TCP") != protocol:
+def _port_fits(rule_port: Object, port: int, protocol: str) -> bool:
+    if rule_port.get("protocol", "TCP") != protocol:
         return False
-    first = wanted.get("port", port)
-    return bool(first <= port <= wanted.get("endPort", first))
+    first = rule_port.get("port", port)
+    return bool(first <= port <= rule_port.get("endPort", first))
 
 
 def _peer_fits(peer: Object, own: Peer, other: Peer) -> bool:
