@@ -41,6 +41,7 @@ from cluster.training import loop
 from cluster.training.recorder import Launch
 from cluster.training.stop import Stop
 from cluster.training.world import ProcessWorld
+from tests.support.prometheus_server import configured, rules
 from tests.support.tiny_runs import tiny_settings, write_data
 
 FREE = {"run", "campaign", "worker", "images", "digest"}  # labels whose values are names
@@ -114,6 +115,16 @@ def one_of_each() -> str:
         if spec.labels:
             metric.labels(*"x" * len(spec.labels))
     return generate_latest(registry).decode()
+
+
+def test_the_documented_configuration_and_the_rules_are_good(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool (Debian: apt-get install prometheus)")
+    config = configured(tmp_path / "prometheus", tmp_path / "cache", 5.0, rules())
+    result = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True,
+                            check=False)  # fmt: skip
+    assert result.returncode == 0, result
+    assert "1 rule files found" in result.stdout
 
 
 def test_series_names_are_those_that_prometheus_stores() -> None:

@@ -1,9 +1,9 @@
 """TensorBoard's event files beside metrics.jsonl: scalars and sample grids, by images seen.
 
 Written into the run's storage, so `tensorboard --logdir STORAGE/runs` reads a folder or s3://.
-tensorboardX's RecordWriter makes the records. Its EventFileWriter was tried and is not used: a
-flush that fails ends its thread, and the 11th event after it blocks the training loop for good
-(2.6.5); and its S3 file sends all that was written again with each flush.
+tensorboardX's RecordWriter makes the records. Its EventFileWriter was tried (2.6.5) and is not
+used: a flush that fails ends its thread, and the 11th event after that blocks the training loop for
+good; its S3 file sends all that was written again with each flush.
 """
 
 from __future__ import annotations
