@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -40,13 +41,12 @@ def test_without_an_actor_words_are_lost_and_nothing_else(cluster: None) -> None
 
 
 @pytest.fixture(scope="module")
-def session(cluster: None) -> Iterator[None]:
-    _server = mailbox_server()
-    yield
+def session(cluster: None) -> Any:
+    return mailbox_server()  # lives while pytest holds it
 
 
 @pytest.mark.slow
-def test_requests_reach_the_worker_that_listens(session: None) -> None:
+def test_requests_reach_the_worker_that_listens(session: Any) -> None:
     Mailbox("launch").request_save()
     Mailbox("launch").request_stop()
     Mailbox("other").request_stop()
@@ -62,7 +62,7 @@ def test_requests_reach_the_worker_that_listens(session: None) -> None:
 
 
 @pytest.mark.slow
-def test_the_reason_of_a_start(session: None) -> None:
+def test_the_reason_of_a_start(session: Any) -> None:
     mailbox = Mailbox("reasons")
     assert mailbox.restart_reason() == {}
     assert mailbox.restart_reason() == {"cause": "resize"}
@@ -71,7 +71,7 @@ def test_the_reason_of_a_start(session: None) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_stay_until_the_last_look(session: None) -> None:
+def test_metrics_stay_until_the_last_look(session: Any) -> None:
     mailbox = Mailbox("metrics")
     mailbox.request_stop()
     mailbox.publish_metrics(0, {"at_s": 1.0})
@@ -83,7 +83,7 @@ def test_metrics_stay_until_the_last_look(session: None) -> None:
 
 
 @pytest.mark.slow
-def test_one_actor_serves_a_job_from_inside_a_full_placement_group(session: None) -> None:
+def test_one_actor_serves_a_job_from_inside_a_full_placement_group(session: Any) -> None:
     """As a nested trial's process asks for it, where nothing of the trial's is left."""
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
