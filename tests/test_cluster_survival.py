@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from aalnet.errors import ConfigError, DataError, NonFiniteError
 from cluster.launch.failures import cause_of, message_of, project_error
-from cluster.launch.ray_internals import (
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-)
 from cluster.runs.checkpoint import CheckpointTaken
 from cluster.runs.saver import StorePatienceSpent
 from cluster.storage.store import StoreError, StoreUnavailable

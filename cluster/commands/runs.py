@@ -22,13 +22,7 @@ from cluster.runs.figures import figures, kid_name
 from cluster.runs.goodput import goodput
 from cluster.runs.run import Record, Run, find_run, list_runs, status_of
 from cluster.storage.location import open_store
-from cluster.view.progress import (
-    duration,
-    latest,
-    number,
-    printable,
-    progress_of,
-)
+from cluster.view.progress import duration, latest, number, printable, progress_of
 
 DEFAULT_STORAGE = "./aalnet-runs"
 PIPED_WIDTH = 200  # a table that nobody looks at is not folded
@@ -86,15 +80,13 @@ def sweep(
 
     store = open_store(storage)
     runs = list_runs(store) if name is None else [find_run(store, name)[0]]
-    found = [
-        entry
-        for run in runs
-        for entry in retention.sweep(run, 3600 * older_than_h, dry_run=dry_run)
+    blobs = [
+        blob for run in runs for blob in retention.sweep(run, 3600 * older_than_h, dry_run=dry_run)
     ]
-    for entry in found:
-        print(printable(f"{store.uri}/{entry.key}"))
-    mib = sum(entry.bytes for entry in found) / 2**20
-    print(f"{'would remove' if dry_run else 'removed'} {len(found)} blobs, {mib:.1f} MiB")
+    for blob in blobs:
+        print(printable(f"{store.uri}/{blob.key}"))
+    mib = sum(blob.bytes for blob in blobs) / 2**20
+    print(f"{'would remove' if dry_run else 'removed'} {len(blobs)} blobs, {mib:.1f} MiB")
 
 
 def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
@@ -113,30 +105,30 @@ def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
         return row | {"error": "it has no run.yaml"}
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     distances = [record[kid] for record in evaluations if (kid := kid_name(record))]
-    ended = last.get("error") if last.get("kind") == "end" else None
+    reason = last.get("error") if last.get("kind") == "end" else None
     return row | {
         "model": settings.model,
         "status": status_of(records),
         "total_images": settings.run.images,
         "best_kid": min(distances, default=None),
         "diversity": evaluations[-1].get("diversity") if evaluations else None,
-        **({"error": ended} if ended else {}),
+        **({"error": reason} if reason else {}),
     }
 
 
 def _details(run: Run, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
     samples = run.samples()
-    spent = goodput(records, settings.data.batch_images)
+    time_use = goodput(records, settings.data.batch_images)
     report = run.key("report.html")
     return {
         "uri": run.uri,
         "settings": settings.to_dict(),
         "evaluation": latest(records, "evaluation"),
         "goodput": {
-            "share": spent.share,
-            "total_s": spent.total_s,
-            "seconds": spent.seconds,
-            "restarts": spent.restarts,
+            "share": time_use.share,
+            "total_s": time_use.total_s,
+            "seconds": time_use.seconds,
+            "restarts": time_use.restarts,
         },
         "checkpoints": run.checkpoint_images(),
         "last_sample": _uri(run, samples[max(samples)]) if samples else None,
@@ -165,14 +157,15 @@ def _page(run: Run, settings: Settings, facts: dict[str, Any], flag: str) -> lis
     return [*lines, "", "next:", *(f"  {command}" for command in _next(run, facts, flag))]
 
 
-def _goodput_lines(spent: dict[str, Any]) -> list[str]:
-    if not spent["total_s"]:
+def _goodput_lines(time_use: dict[str, Any]) -> list[str]:
+    if not time_use["total_s"]:
         return []
-    parts = sorted(spent["seconds"].items(), key=lambda part: -part[1])
-    told = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts if seconds >= 0.05)
-    lines = [f"goodput      {spent['share']:.0%} of {duration(spent['total_s'])}: {told}"]
-    if spent["restarts"]:
-        causes = ", ".join(f"{count} after {cause}" for cause, count in spent["restarts"].items())
+    parts = sorted(time_use["seconds"].items(), key=lambda part: -part[1])
+    shares = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts if seconds >= 0.05)
+    total = duration(time_use["total_s"])
+    lines = [f"goodput      {time_use['share']:.0%} of {total}: {shares}"]
+    if restarts := time_use["restarts"]:
+        causes = ", ".join(f"{count} after {cause}" for cause, count in restarts.items())
         lines.append(f"restarts     {causes}")
     return lines
 
@@ -217,7 +210,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             progress_of(row["images"], total) if total else "-",
             "-" if row["best_kid"] is None else number(row["best_kid"]),
             "-" if row["diversity"] is None else number(row["diversity"]),
-            _age({"time_s": row["started_at_s"]}),
+            _age(row["started_at_s"]),
         ]
         texts = [Text(printable(cell)) for cell in cells]
         texts[2].stylize(COLOURS.get(row["status"], "yellow"))
@@ -225,8 +218,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _age(record: Record) -> str:
-    time_s = record.get("time_s")
+def _age(time_s: float | None) -> str:
     return "-" if time_s is None else duration(max(time.time() - time_s, 0.0))
 
 

@@ -19,18 +19,11 @@ def cause_of(failure: BaseException) -> FailureCause:
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
 
-    from cluster.launch.ray_internals import (
-        WorkerGroupStartupFailedError,
-        WorkerGroupStartupTimeoutError,
-    )
-
     if isinstance(failure, PreemptionError):
         return FailureCause.PREEMPTION
     if isinstance(failure, ControllerError):
-        starts = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError, RuntimeError,
-                  RayActorError, TimeoutError, ConnectionError)  # fmt: skip
-        started = not isinstance(failure.controller_failure, starts)
-        return FailureCause.BUG if started else FailureCause.START
+        bug = isinstance(failure.controller_failure, BUGS)
+        return FailureCause.BUG if bug else FailureCause.START  # workers did not start
     if (ours := project_error(failure)) is not None:
         return cause_of_project_error(ours)
     errors = list(failure.worker_failures.values()) if isinstance(failure, WorkerGroupError) else []

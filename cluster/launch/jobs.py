@@ -188,11 +188,11 @@ class JobFollower:
     async def _tail(self) -> None:
         from aiohttp import ClientError
 
-        passed = 0
+        read = 0  # characters, on this connection
         with contextlib.suppress(ClientError, RuntimeError, OSError):  # the caller tries again
             async for text in self._client.tail_job_logs(self.job):
-                fresh = text[max(0, self._shown - passed) :]
-                passed += len(text)
+                fresh = text[max(0, self._shown - read) :]
+                read += len(text)
                 if fresh:
                     self._shown += len(fresh)
                     self._write(fresh)

@@ -59,17 +59,17 @@ def place(settings: Settings, gpus: int, cpus: int, where: str) -> Placement:
     """Workers and device for what a machine or cluster has.
 
     Raises:
-        ConfigError: more is asked for than there is.
+        ConfigError: the settings need more than there is.
     """
-    wanted, device = settings.run.worker_range, settings.run.device
+    workers, device = settings.run.worker_range, settings.run.device
     if device == "auto":
         device = "cuda" if gpus else "cpu"
     if device == "cuda" and not gpus:
         raise ConfigError(f"run.device is cuda, but {where} has no GPU; set run.device=cpu")
     available = gpus if device == "cuda" else cpus
-    if wanted is None:
+    if workers is None:
         return Placement(max(1, min(available, settings.data.batch_images)), device, where)
-    fewest, most = wanted
+    fewest, most = workers
     if device == "cuda" and fewest > gpus:
         raise ConfigError(
             f"run.workers {settings.run.workers} needs as many GPUs, {where} has {gpus}; lower "

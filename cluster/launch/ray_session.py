@@ -50,8 +50,9 @@ def ray_session(address: str | None, num_cpus: int | None) -> Iterator[None]:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         reason = str(error).strip().partition("\n")[0]
         token = "is RAY_AUTH_TOKEN set as it is there? " if address else ""
-        told = f"{where} cannot be reached: {reason}; {token}try `aalnet doctor`"
-        raise ClusterError(told) from error
+        raise ClusterError(
+            f"{where} cannot be reached: {reason}; {token}try `aalnet doctor`"
+        ) from error
     try:
         yield
     finally:
