@@ -26,7 +26,7 @@ from tuner.journal import StoreJournal
 
 
 class Bucket(FolderStore):
-    """A folder as an object store is: nothing is appended. Takes so many writes, then it is dead."""
+    """A folder that appends nothing, as an object store. Takes so many writes, then no more."""
 
     appends = False
     writes = sys.maxsize
@@ -56,9 +56,11 @@ def joined_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def proxy(server: S3Server) -> Iterator[FaultProxy]:
-    with fault_proxy(server.endpoint) as running:
-        with environment({"AWS_ENDPOINT_URL": running.endpoint}):
-            yield running
+    with (
+        fault_proxy(server.endpoint) as running,
+        environment({"AWS_ENDPOINT_URL": running.endpoint}),
+    ):
+        yield running
 
 
 def numbered(*numbers: int) -> bytes:
@@ -152,7 +154,8 @@ def test_a_writer_that_dies_at_any_request_loses_and_doubles_nothing(tmp_path: P
 def steps_of(log: LogFile) -> list[tuple[Callable[[], None], bytes]]:
     """What a run does to its log, and what the log holds after each step."""
     steps: list[tuple[Callable[[], None], bytes]] = [
-        (lambda n=n: log.append(numbered(n)), numbered(*range(n + 1))) for n in range(6)  # type: ignore[misc]
+        (lambda n=n: log.append(numbered(n)), numbered(*range(n + 1)))
+        for n in range(6)  # type: ignore[misc]
     ]
     steps.append((lambda: log.replace(numbered(0, 1, 3)), numbered(0, 1, 3)))
     steps += [
@@ -322,7 +325,9 @@ log.finish()
 
 @pytest.mark.parametrize("served", [False, True])
 @pytest.mark.parametrize("number", [5, 37, 95])
-def test_kill_9_at_a_request(proxy: FaultProxy, server: S3Server, number: int, served: bool) -> None:
+def test_kill_9_at_a_request(
+    proxy: FaultProxy, server: S3Server, number: int, served: bool
+) -> None:
     uri = f"s3://{server.bucket}/kill-{number}-{served}"
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, uri], env=command_environment(), stdout=subprocess.PIPE

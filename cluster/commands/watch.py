@@ -11,7 +11,7 @@ import typer
 
 from aalnet.settings import Settings
 from cluster.commands.options import Storage
-from cluster.runs.run import Record, Run, find_run, status_of
+from cluster.runs.run import Record, Run, find_run, run_status
 from cluster.storage.location import open_store
 from cluster.view.progress import ProgressView, duration, follow, latest, number, progress_of
 from cluster.view.run_screen import LogScreen, RunScreen
@@ -43,7 +43,7 @@ def watch(name: RunName, storage: Storage = "./aalnet-runs", url: Url = None) ->
 def _watch_log(run: Run, settings: Settings) -> str:
     """Follow a run's log; gives how it ended."""
     records = run.records()
-    status = status_of(records)
+    status = run_status(records)
     live = sys.stdout.isatty()
     if status == "finished" and not live:
         print(f"run `{run.name}` is finished: {records[-1]['images']:,} images")

@@ -94,6 +94,8 @@ class S3Store:
             return make_client()
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """One get, or parts of 16 MiB at once. Raises BlobMissing, BlobTooLarge."""
+
         def small(answer: Any) -> bytes | None:
             length = answer["ContentLength"]
             if limit_bytes is not None and length > limit_bytes:
@@ -109,23 +111,26 @@ class S3Store:
             return within(whole.getvalue(), limit_bytes, key)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
+        """One range request; b"" beyond the blob's end. Raises BlobMissing."""
         if length <= 0:
             return b""
-        wanted = f"bytes={start}-{start + length - 1}"
+        byte_range = f"bytes={start}-{start + length - 1}"
         with self._failing(key):
             try:
-                return self._got(_body, Key=self._key(key), Range=wanted)
+                return self._got(_body, Key=self._key(key), Range=byte_range)
             except ClientError as error:
                 if _code(error) in {"InvalidRange", "416"}:
                     return b""
                 raise
 
     def size(self, key: str) -> int:
+        """One head request. Raises BlobMissing."""
         with self._failing(key):
             answer = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
             return answer["ContentLength"]
 
     def write(self, key: str, data: bytes) -> None:
+        """One put; from 64 MiB on parts of 16 MiB, which appear together."""
         with self._failing(key):
             try:
                 _again(lambda: self.client.upload_fileobj(
@@ -138,6 +143,11 @@ class S3Store:
                 raise
 
     def create(self, key: str, data: bytes) -> None:
+        """One conditional put (If-None-Match), tried again where another is under way.
+
+        Raises:
+            BlobExists: another blob is there; one of the same bytes is ours, its reply was lost.
+        """
         with self._failing(key):
             for attempt in range(CONFLICTS):
                 try:
@@ -160,37 +170,42 @@ class S3Store:
         raise StoreError(f"`{key}` in {self.uri}: an object store cannot append")
 
     def entries(self, prefix: str = "") -> list[Entry]:
+        """A list request for each 1,000 blobs."""
         pages = self._pages("list_objects_v2", Prefix=self._key(prefix))
-        found = [
+        entries = [
             Entry(item["Key"][len(self.prefix) :], item["Size"], item["LastModified"].timestamp())
             for page in pages
             for item in page.get("Contents", [])
         ]
-        return sorted(found, key=lambda entry: entry.key)
+        return sorted(entries, key=lambda entry: entry.key)
 
     def keys(self, prefix: str = "") -> list[str]:
+        """As `entries`."""
         return [entry.key for entry in self.entries(prefix)]
 
     def folders(self, prefix: str = "") -> list[str]:
+        """Common prefixes, listed up to the next `/`."""
         pages = self._pages("list_objects_v2", Prefix=self._key(prefix), Delimiter="/")
-        found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        names = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in names)
 
     def delete(self, key: str) -> None:
+        """One delete request; a missing blob is fine."""
         with self._failing(key), contextlib.suppress(BlobMissing):
             self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
     def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+        """Abort multipart uploads that nobody has finished; gives their keys."""
         before_s = time.time() - older_than_s
         pages = self._pages("list_multipart_uploads", Prefix=self._key(prefix))
         uploads = [upload for page in pages for upload in page.get("Uploads", [])]
-        left = [upload for upload in uploads if upload["Initiated"].timestamp() <= before_s]
-        for upload in [] if dry_run else left:
+        unfinished = [upload for upload in uploads if upload["Initiated"].timestamp() <= before_s]
+        for upload in [] if dry_run else unfinished:
             with self._failing(upload["Key"]), contextlib.suppress(BlobMissing):
                 self.client.abort_multipart_upload(
                     Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                 )
-        return sorted(upload["Key"][len(self.prefix) :] for upload in left)
+        return sorted(upload["Key"][len(self.prefix) :] for upload in unfinished)
 
     def _key(self, key: str) -> str:
         return self.prefix + checked_key(key).lstrip("/")
@@ -238,8 +253,8 @@ class S3Store:
                 raise self._explain(inner, key) from error
             raise StoreError(f"storage {self.uri}, `{key}`: {error}") from error
         except ValueError as error:  # an endpoint that is no URL
-            told = f"storage {self.uri}: {error}; check AWS_ENDPOINT_URL"
-            raise StoreUnavailable(told) from error
+            text = f"storage {self.uri}: {error}; check AWS_ENDPOINT_URL"
+            raise StoreUnavailable(text) from error
 
     def _explain(self, error: ClientError, key: str) -> StoreError:
         code = _code(error)
