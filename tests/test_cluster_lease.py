@@ -276,10 +276,9 @@ def test_an_outage_does_not_end_the_holder(server: S3Server) -> None:
             time.sleep(1.0)
             proxy.rule = Rule()
             mine.check()
-            before = Holder.parse(store.read(key_of(FOLDER, mine.number))).heartbeats
-            wait_for(
-                lambda: Holder.parse(store.read(key_of(FOLDER, mine.number))).heartbeats > before
-            )
+            key = key_of(FOLDER, mine.number)
+            before = Holder.parse(store.read(key)).heartbeats
+            wait_for(lambda: Holder.parse(store.read(key)).heartbeats > before)
 
 
 # Holds the lease as another machine would, and writes as fast as it can.

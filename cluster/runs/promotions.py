@@ -88,8 +88,8 @@ def checkpoint_of(store: Store, promotion: Promotion) -> Checkpoint:
     checkpoint = Checkpoint(Run(store, promotion.run), promotion.images)
     if checkpoint.manifest().digest != promotion.digest:
         raise CheckpointError(
-            f"`{checkpoint.key()}` is not the one that was promoted to `{promotion.model}`; promote "
-            "it again, or roll back"
+            f"`{checkpoint.key()}` is not the one that was promoted to `{promotion.model}`; "
+            "promote it again, or roll back"
         )
     return checkpoint
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -32,6 +29,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError, ProtocolError  # botocore lets some through
 
 from aalnet.errors import AalnetError, ConfigError
+from cluster.storage.s3_client import AT_ONCE, make_client
 from cluster.storage.store import (
     BlobExists,
     BlobMissing,
@@ -46,13 +44,8 @@ from cluster.storage.store import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-MIB = 2**20
-PART_BYTES = 16 * MIB
-WHOLE_BYTES = 64 * MIB  # a smaller blob goes up in one request, not in parts, begin and end
-AT_ONCE = 8  # parts of one blob under way
-# A call ends within ATTEMPTS * (CONNECT_S + READ_S) and about 15 s of waiting between them.
-ATTEMPTS, CONNECT_S, READ_S = 5, 3, 20
-UNSIGNED: Any = {"payload_signing_enabled": False}  # blobs bear their SHA-256: not one more of each
+PART_BYTES = 2**24
+WHOLE_BYTES = 2**26  # a smaller blob goes up in one request, not in parts, begin and end
 CONFLICTS, CUTS = 5, 4  # tries of a put that met another; of a body that broke off half-way
 CUT = (ProtocolError, IncompleteReadError, ResponseStreamingError)
 T = TypeVar("T")
@@ -126,8 +119,7 @@ class S3Store:
     def size(self, key: str) -> int:
         """One head request. Raises BlobMissing."""
         with self._failing(key):
-            answer = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
-            return answer["ContentLength"]
+            return self.client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
 
     def write(self, key: str, data: bytes) -> None:
         """One put; from 64 MiB on parts of 16 MiB, which appear together."""
@@ -143,11 +135,7 @@ class S3Store:
                 raise
 
     def create(self, key: str, data: bytes) -> None:
-        """One conditional put (If-None-Match), tried again where another is under way.
-
-        Raises:
-            BlobExists: another blob is there; one of the same bytes is ours, its reply was lost.
-        """
+        """One conditional put (If-None-Match: *), tried again on a 409. Raises BlobExists."""
         with self._failing(key):
             for attempt in range(CONFLICTS):
                 try:
@@ -253,8 +241,9 @@ class S3Store:
                 raise self._explain(inner, key) from error
             raise StoreError(f"storage {self.uri}, `{key}`: {error}") from error
         except ValueError as error:  # an endpoint that is no URL
-            text = f"storage {self.uri}: {error}; check AWS_ENDPOINT_URL"
-            raise StoreUnavailable(text) from error
+            raise StoreUnavailable(
+                f"storage {self.uri}: {error}; check AWS_ENDPOINT_URL"
+            ) from error
 
     def _explain(self, error: ClientError, key: str) -> StoreError:
         code = _code(error)
@@ -264,34 +253,6 @@ class S3Store:
             reason = error.response.get("Error", {}).get("Message") or code
             return StoreUnavailable(f"storage {self.uri}: {reason}; {UNUSABLE[code]}")
         return StoreError(f"storage {self.uri}, `{key}`: {error}")
-
-
-def make_client() -> S3Client:
-    """A boto3 client with time-outs, bounded retries with jitter, and checksums of the user's wish.
-
-    `AWS_REQUEST_CHECKSUM_CALCULATION` and `AWS_RESPONSE_CHECKSUM_VALIDATION` switch checksums of
-    the protocol; unset they are `when_required`, since many servers refuse boto3's default.
-    """
-    checksums = {
-        name: os.environ.get(f"AWS_{name.upper()}", "when_required").lower()
-        for name in ("request_checksum_calculation", "response_checksum_validation")
-    }
-    config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=READ_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        max_pool_connections=2 * AT_ONCE,
-        tcp_keepalive=True,
-        s3=UNSIGNED,
-        **checksums,  # type: ignore[arg-type]  # plain strings, checked by botocore
-    )
-    client = boto3.Session().client("s3", config=config)
-    if ".amazonaws.com" in client.meta.endpoint_url:
-        return client
-    # Servers other than AWS seldom answer to a bucket's name in front of their own.
-    by_path: Any = {**UNSIGNED, "addressing_style": "path"}
-    config = config.merge(Config(s3=by_path))
-    return boto3.Session().client("s3", config=config)
 
 
 def _again(act: Callable[[], T]) -> T:
