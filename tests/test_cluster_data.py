@@ -521,7 +521,7 @@ def test_a_server_that_is_not_there_is_a_store_error(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "us-east-1")
-    monkeypatch.setattr("cluster.storage.s3.ATTEMPTS", 1)
+    monkeypatch.setattr("cluster.storage.s3_client.ATTEMPTS", 1)
     with pytest.raises(StoreError, match="cannot be reached"):
         Pairs("s3://bucket/data", 32)
 

@@ -21,7 +21,7 @@ from cluster.runs.run import Run
 from cluster.storage import fenced, lease
 from cluster.storage.fenced import Fence, FencedStore, fence_of, leased
 from cluster.storage.folder import FolderStore
-from cluster.storage.lease import Holder, LeaseHeld, LeaseLost, held, key_of
+from cluster.storage.lease import Holder, LeaseHeld, LeaseLost, hold, key_of
 from cluster.storage.location import open_store
 from cluster.storage.store import Store, StoreError
 from tests.support.fault_proxy import Rule, fault_proxy
@@ -47,10 +47,10 @@ def store(tmp_path: Path) -> FolderStore:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(lease, "TTL_S", 0.8)
     monkeypatch.setattr(lease, "LOOK_S", 0.05)
-    monkeypatch.setattr(fenced, "BEAT_S", 0.1)
+    monkeypatch.setattr(fenced, "HEARTBEAT_S", 0.1)
 
 
 def put(store: Store, holder: Holder, number: int = 1) -> None:
@@ -66,9 +66,9 @@ def silent(_: str) -> None:
 
 def test_the_second_is_refused_in_one_line(store: FolderStore) -> None:
     with (
-        held(store, FOLDER, "run `r`"),
+        hold(store, FOLDER, "run `r`"),
         pytest.raises(LeaseHeld) as caught,
-        held(store, FOLDER, "run `r`"),
+        hold(store, FOLDER, "run `r`"),
     ):
         pass
     told = str(caught.value)
@@ -81,15 +81,15 @@ def test_the_second_is_refused_in_one_line(store: FolderStore) -> None:
 
 def test_a_released_lease_is_free_at_once_and_numbers_grow(store: FolderStore) -> None:
     for number in (1, 2, 3):
-        with held(store, FOLDER, "run `r`") as mine:
+        with hold(store, FOLDER, "run `r`") as mine:
             assert mine.number == number
         assert store.keys() == [key_of(FOLDER, number)]
 
 
 def test_it_is_released_when_the_block_fails(store: FolderStore) -> None:
-    with pytest.raises(RuntimeError, match="mine"), held(store, FOLDER, "run `r`"):
+    with pytest.raises(RuntimeError, match="mine"), hold(store, FOLDER, "run `r`"):
         raise RuntimeError("mine")
-    with held(store, FOLDER, "run `r`") as again:
+    with hold(store, FOLDER, "run `r`") as again:
         assert again.number == 2
 
 
@@ -102,7 +102,7 @@ def contend(store: Store, rounds: int) -> None:
         nonlocal inside, most
         gate.wait()
         try:
-            with held(store, FOLDER, "run `r`", silent):
+            with hold(store, FOLDER, "run `r`", silent):
                 with lock:
                     inside += 1
                     most = max(most, inside)
@@ -152,13 +152,13 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(store: FolderStore
     started = lease._started(child.pid)
     assert started
     put(store, replace(Holder.myself(), pid=child.pid, process_started=started))
-    with pytest.raises(LeaseHeld), held(store, FOLDER, "run `r`"):
+    with pytest.raises(LeaseHeld), hold(store, FOLDER, "run `r`"):
         pass
     child.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not buried yet
     told: list[str] = []
     before_s = time.monotonic()
-    with held(store, FOLDER, "run `r`", told.append) as mine:
+    with hold(store, FOLDER, "run `r`", told.append) as mine:
         assert mine.number == 2
     assert time.monotonic() - before_s < lease.TTL_S / 2  # nothing was watched
     assert "taken over from" in told[0]
@@ -167,7 +167,7 @@ def test_a_dead_process_of_this_machine_is_taken_over_at_once(store: FolderStore
 
 def test_another_process_with_the_same_pid_is_not_the_holder(store: FolderStore) -> None:
     put(store, replace(Holder.myself(), process_started="1"))
-    with held(store, FOLDER, "run `r`", silent) as mine:
+    with hold(store, FOLDER, "run `r`", silent) as mine:
         assert mine.number == 2
 
 
@@ -177,7 +177,7 @@ def test_no_beat_from_elsewhere_is_death(store: FolderStore, blob: bytes) -> Non
     store.write(key_of(FOLDER, 7), blob)
     told: list[str] = []
     before_s = time.monotonic()
-    with held(store, FOLDER, "run `r`", told.append) as mine:
+    with hold(store, FOLDER, "run `r`", told.append) as mine:
         assert mine.number == 8
     assert time.monotonic() - before_s >= 0.8
     assert "watching up to" in told[0]
@@ -186,9 +186,9 @@ def test_no_beat_from_elsewhere_is_death(store: FolderStore, blob: bytes) -> Non
 @pytest.mark.usefixtures("quick")
 def test_a_beat_from_elsewhere_is_life_whatever_its_clock(store: FolderStore) -> None:
     put(store, replace(ELSEWHERE, since="1970-01-01 00:00:00 UTC"))
-    beating = threading.Timer(0.3, put, (store, replace(ELSEWHERE, beat=1)))
+    beating = threading.Timer(0.3, put, (store, replace(ELSEWHERE, heartbeats=1)))
     beating.start()
-    with pytest.raises(LeaseHeld, match="far-away"), held(store, FOLDER, "r", silent):
+    with pytest.raises(LeaseHeld, match="far-away"), hold(store, FOLDER, "r", silent):
         pass
     beating.join()
 
@@ -201,7 +201,7 @@ def test_a_release_while_it_is_watched_ends_the_wait(
     put(store, ELSEWHERE)
     threading.Timer(0.2, put, (store, replace(ELSEWHERE, released=True))).start()
     before_s = time.monotonic()
-    with held(store, FOLDER, "r", silent):
+    with hold(store, FOLDER, "r", silent):
         assert time.monotonic() - before_s < 30
 
 
@@ -269,15 +269,16 @@ def test_an_outage_does_not_end_the_holder(server: S3Server) -> None:
         with environment({"AWS_ENDPOINT_URL": proxy.endpoint, "AWS_MAX_ATTEMPTS": "1"}):
             store = open_store(f"s3://{server.bucket}/outage")
             store.keys()  # the client is made now
-        with held(store, FOLDER, "run `r`") as mine:
+        with hold(store, FOLDER, "run `r`") as mine:
             proxy.rule = Rule(share=1.0, faults=("error_500",))
             with pytest.raises(StoreError):
                 mine.check()
             time.sleep(1.0)
             proxy.rule = Rule()
             mine.check()
-            before = Holder.parse(store.read(key_of(FOLDER, mine.number))).beat
-            wait_for(lambda: Holder.parse(store.read(key_of(FOLDER, mine.number))).beat > before)
+            key = key_of(FOLDER, mine.number)
+            before = Holder.parse(store.read(key)).heartbeats
+            wait_for(lambda: Holder.parse(store.read(key)).heartbeats > before)
 
 
 # Holds the lease as another machine would, and writes as fast as it can.
@@ -287,7 +288,7 @@ from cluster.storage import fenced
 from cluster.storage import lease
 from cluster.storage.location import open_store
 lease._machine = lambda: "elsewhere"
-lease.BEAT_S = fenced.BEAT_S = 0.1
+lease.HEARTBEAT_S = fenced.HEARTBEAT_S = 0.1
 with fenced.leased(open_store(sys.argv[1]), sys.argv[2], "run `r`") as mine:
     print("held", flush=True)
     for number in itertools.count():
@@ -308,7 +309,7 @@ def test_a_suspended_holder_is_taken_over_and_writes_no_more_when_it_wakes(
     )  # fmt: skip
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(LeaseHeld), held(open_store(uri), FOLDER, "run `r`", silent):
+    with pytest.raises(LeaseHeld), hold(open_store(uri), FOLDER, "run `r`", silent):
         pass
     holder.send_signal(signal.SIGSTOP)
     with leased(open_store(uri), FOLDER, "run `r`") as mine:

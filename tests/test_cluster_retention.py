@@ -13,7 +13,7 @@ from aalnet.settings import RunSettings, parse_settings
 from aalnet.state import TrainState
 from cluster.runs.checkpoint import Checkpoint, checkpoints, save
 from cluster.runs.promotions import promote
-from cluster.runs.retention import UNFINISHED_S, kept, prune, sweep
+from cluster.runs.retention import UNFINISHED_S, prune, sweep, to_keep
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
 from tests.support.tiny_runs import tiny_values
@@ -114,7 +114,7 @@ def test_which_stay(
     values: dict[str, Any],
     stay: tuple[int, ...],
 ) -> None:
-    assert kept(images, best, promoted, rules(**values)) == set(stay)
+    assert to_keep(images, best, promoted, rules(**values)) == set(stay)
 
 
 # Pruning

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aalnet.errors import ConfigError
-from cluster.storage import s3
+from cluster.storage import s3, s3_client
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobExists, BlobMissing, Store, StoreError, StoreUnavailable
@@ -253,7 +253,7 @@ def test_the_switch_of_checksums(server: S3Server, prefix: str, checksums: str, 
 def test_checksums_go_with_the_request_where_wished(proxy: FaultProxy, server: S3Server) -> None:
     for wish in ("when_supported", "when_required", None):
         with environment({"AWS_REQUEST_CHECKSUM_CALCULATION": wish or "when_required"}):
-            config = s3.make_client().meta.config
+            config = s3_client.make_client().meta.config
             assert config.request_checksum_calculation == (wish or "when_required")
 
 
@@ -304,7 +304,7 @@ def test_no_bucket_in_the_address(uri: str) -> None:
 
 
 def test_nobody_listens(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 3)
     (port,) = free_ports(1)
     with environment({"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}):
         started_s = time.monotonic()
@@ -317,8 +317,8 @@ def test_nobody_listens(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_server_that_never_answers(
     proxy: FaultProxy, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3, "READ_S", 0.5)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "READ_S", 0.5)
     proxy.rule = Rule(latency_s=10.0)
     started_s = time.monotonic()
     with pytest.raises(StoreError, match="cannot be reached"):
@@ -426,7 +426,7 @@ def test_throttling_is_retried_for_a_bounded_time(proxy: FaultProxy, flaky: Stor
     with pytest.raises(StoreError, match="SlowDown"):
         flaky.write("x", b"1")
     assert time.monotonic() - started_s < 20
-    assert proxy.requests["put"] == s3.ATTEMPTS
+    assert proxy.requests["put"] == s3_client.ATTEMPTS
 
 
 def test_many_writes_while_a_tenth_of_requests_fails(

@@ -27,7 +27,7 @@ from cluster.runs.checkpoint import Checkpoint, checkpoints, load_generator, res
 from cluster.runs.manifest import LIMIT_BYTES, parse_manifest
 from cluster.runs.run import MANIFEST, Run
 from cluster.runs.saver import StorePatienceSpent
-from cluster.storage import s3
+from cluster.storage import s3, s3_client
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.training.stop import Stop
@@ -237,7 +237,7 @@ def test_training_goes_on_while_the_store_is_down(
     at_step: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
     down: list[float] = []
 
     def up() -> None:
@@ -277,7 +277,7 @@ def test_patience_ends_with_a_clear_error(
     at_step: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "ATTEMPTS", 2)
     at_step(2 * EVERY - 2, lambda: setattr(proxy, "rule", Rule(down=True)))
     run = Run(open_store(f"s3://{server.bucket}/patience"), "a")
     settings = settings_of(

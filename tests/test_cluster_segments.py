@@ -26,7 +26,7 @@ from tuner.journal import StoreJournal
 
 
 class Bucket(FolderStore):
-    """A folder as an object store is: nothing is appended. Takes so many writes, then it is dead."""
+    """A folder that appends nothing, as an object store. Takes so many writes, then no more."""
 
     appends = False
     writes = sys.maxsize
@@ -56,9 +56,11 @@ def joined_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def proxy(server: S3Server) -> Iterator[FaultProxy]:
-    with fault_proxy(server.endpoint) as running:
-        with environment({"AWS_ENDPOINT_URL": running.endpoint}):
-            yield running
+    with (
+        fault_proxy(server.endpoint) as running,
+        environment({"AWS_ENDPOINT_URL": running.endpoint}),
+    ):
+        yield running
 
 
 def numbered(*numbers: int) -> bytes:

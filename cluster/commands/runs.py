@@ -20,7 +20,7 @@ from cluster.commands.options import Json, Storage
 from cluster.commands.watch import RunName, watch
 from cluster.runs.figures import figures, kid_name
 from cluster.runs.goodput import goodput
-from cluster.runs.run import Record, Run, find_run, list_runs, status_of
+from cluster.runs.run import Record, Run, find_run, list_runs, run_status
 from cluster.storage.location import open_store
 from cluster.view.progress import duration, latest, number, printable, progress_of
 
@@ -108,7 +108,7 @@ def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     reason = last.get("error") if last.get("kind") == "end" else None
     return row | {
         "model": settings.model,
-        "status": status_of(records),
+        "status": run_status(records),
         "total_images": settings.run.images,
         "best_kid": min(distances, default=None),
         "diversity": evaluations[-1].get("diversity") if evaluations else None,

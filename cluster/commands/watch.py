@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.options import Storage
-from cluster.runs.run import Record, find_run, status_of
+from cluster.runs.run import Record, find_run, run_status
 from cluster.storage.location import open_store
 from cluster.view.progress import ProgressView, duration, follow, latest
 from cluster.view.run_screen import RunScreen
@@ -28,7 +28,7 @@ def watch(name: RunName, storage: Storage = "./aalnet-runs") -> None:
     """
     run, settings = find_run(open_store(storage), name)
     records = run.records()
-    status = status_of(records)
+    status = run_status(records)
     live = sys.stdout.isatty()
     if status == "finished" and not live:
         print(f"run `{name}` is finished: {records[-1]['images']:,} images")

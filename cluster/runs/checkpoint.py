@@ -27,7 +27,7 @@ from aalnet.state import TrainState, load_network
 from cluster.runs.figures import score_of
 from cluster.runs.manifest import LIMIT_BYTES, Blob, Manifest, parse_manifest
 from cluster.runs.run import MANIFEST, Run, find_run
-from cluster.runs.snapshot import Files, Snapshot, snapshot
+from cluster.runs.snapshot import Files, Snapshot, take_snapshot
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobExists, BlobMissing, BlobTooLarge, Store
 
@@ -52,6 +52,7 @@ class Checkpoint:
     images: int
 
     def key(self, *parts: str) -> str:
+        """The store key of a file of this checkpoint."""
         return self.run.key("checkpoints", str(self.images), *parts)
 
     def manifest(self) -> Manifest:
@@ -62,16 +63,16 @@ class Checkpoint:
         """
         key = self.key(MANIFEST)
         try:
-            found = parse_manifest(self.run.store.read(key, LIMIT_BYTES), key)
+            manifest = parse_manifest(self.run.store.read(key, LIMIT_BYTES), key)
         except BlobMissing as error:
             raise CheckpointError(f"`{key}` is missing; see `aalnet runs show`") from error
         except BlobTooLarge as error:
             raise CheckpointError(f"{error}; use another checkpoint") from error
-        if found.images_seen != self.images:
+        if manifest.images_seen != self.images:
             raise CheckpointError(
-                f"`{key}` is of {found.images_seen} images; use another checkpoint"
+                f"`{key}` is of {manifest.images_seen} images; use another checkpoint"
             )
-        return found
+        return manifest
 
     def verify(self, parts: Sequence[str] = PARTS) -> Manifest:
         """Read these parts and check every byte.
@@ -79,10 +80,10 @@ class Checkpoint:
         Raises:
             CheckpointError: one is missing or damaged.
         """
-        found = self.manifest()
+        manifest = self.manifest()
         for part in parts:
-            self.tensors(self.blob(found, part))
-        return found
+            self.tensors(self.blob(manifest, part))
+        return manifest
 
     def blob(self, manifest: Manifest, part: str) -> Blob:
         """The blob of a part. Raises CheckpointError where there is none."""
@@ -104,78 +105,80 @@ class Checkpoint:
         except BlobTooLarge as error:
             raise CheckpointError(f"`{key}` is damaged: {error}; use another one") from error
         if not blob.holds(data):
-            told = f"its {len(data):,} bytes do not have the digest in {MANIFEST}"
-            raise CheckpointError(f"`{key}` is damaged: {told}; use another checkpoint of the run")
+            reason = f"its {len(data):,} bytes do not have the digest in {MANIFEST}"
+            raise CheckpointError(
+                f"`{key}` is damaged: {reason}; use another checkpoint of the run"
+            )
         try:
             return safetensors.torch.load(data)
         except (SafetensorError, LookupError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"`{key}` is damaged: {error}; use another one") from error
 
 
-def write(run: Run, taken: Snapshot) -> Manifest:
+def write(run: Run, snapshot: Snapshot) -> Manifest:
     """Write a snapshot as a checkpoint: blobs first, then the manifest, created once.
 
     Raises:
         CheckpointTaken: another process wrote this checkpoint, with other numbers.
         StoreError: the storage failed; the same call may be made again.
     """
-    found = Checkpoint(run, taken.images_seen)
-    parts = {part: safetensors.torch.save(tensors) for part, tensors in taken.parts.items()}
+    checkpoint = Checkpoint(run, snapshot.images_seen)
+    parts = {part: safetensors.torch.save(tensors) for part, tensors in snapshot.parts.items()}
     manifest = Manifest(
-        images_seen=taken.images_seen,
-        steps=taken.steps,
-        settings=taken.settings.to_dict(),
-        settings_digest=taken.settings.digest(),
+        images_seen=snapshot.images_seen,
+        steps=snapshot.steps,
+        settings=snapshot.settings.to_dict(),
+        settings_digest=snapshot.settings.digest(),
         blobs={part: Blob.of(part, data) for part, data in parts.items()},
         writer=WRITER,
-        **taken.facts,
+        **snapshot.facts,
     )
     for part, data in parts.items():
-        run.store.write(found.key(manifest.blobs[part].name), data)
-    _commit(found, manifest)
+        run.store.write(checkpoint.key(manifest.blobs[part].name), data)
+    _commit(checkpoint, manifest)
     return manifest
 
 
-def _commit(found: Checkpoint, manifest: Manifest) -> None:
-    store, key = found.run.store, found.key(MANIFEST)
+def _commit(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    store, key = checkpoint.run.store, checkpoint.key(MANIFEST)
     try:
         store.create(key, manifest.to_json())
     except BlobExists as error:
         try:
-            theirs = found.verify()
+            theirs = checkpoint.verify()
         except CheckpointError:  # a damaged one, passed over when the run resumed
             store.delete(key)
             store.create(key, manifest.to_json())
             return
         if theirs.blobs != manifest.blobs:
             raise CheckpointTaken(
-                f"another process trains run `{found.run.name}`: it wrote the checkpoint at "
-                f"{found.images:,} images; stop one of the two"
+                f"another process trains run `{checkpoint.run.name}`: it wrote the checkpoint at "
+                f"{checkpoint.images:,} images; stop one of the two"
             ) from error
 
 
 def save(run: Run, state: TrainState, figures: Mapping[str, Any]) -> Manifest:
     """Write the state as a checkpoint, and wait; the loop has cluster/runs/saver.py do it."""
-    return write(run, snapshot(state, figures))
+    return write(run, take_snapshot(state, figures))
 
 
-def restore(state: TrainState, found: Checkpoint) -> None:
+def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Put a checkpoint into a state made with the same settings.
 
     Raises:
         CheckpointError: it is damaged or does not fit; the state may then hold a part of it.
     """
-    manifest = found.manifest()
+    manifest = checkpoint.manifest()
     if manifest.spec != state.spec:
         raise CheckpointError(
-            f"`{found.key()}` was trained on labels {list(manifest.spec.labels)}, the data set "
-            f"has {list(state.spec.labels)}; use the same data, or another --run"
+            f"`{checkpoint.key()}` was trained on labels {list(manifest.spec.labels)}, the data "
+            f"set has {list(state.spec.labels)}; use the same data, or another --run"
         )
     own = state.tensors()
-    ema = _read_part(found, manifest, "ema", _bytes_of(own["ema"].values()))
+    ema = _read_part(checkpoint, manifest, "ema", _bytes_of(own["ema"].values()))
     rest = [t for file, tensors in own.items() if file != "ema" for t in tensors.values()]
     # Before the first step the optimizers hold nothing to measure by.
-    training = _read_part(found, manifest, "training", 4 * _bytes_of(rest))
+    training = _read_part(checkpoint, manifest, "training", 4 * _bytes_of(rest))
     files: Files = {"ema": ema, **{file: {} for file in own if file != "ema"}}
     for key, tensor in training.items():
         file, _, name = key.partition("/")
@@ -184,19 +187,19 @@ def restore(state: TrainState, found: Checkpoint) -> None:
     state.images_seen, state.steps = manifest.images_seen, manifest.steps
 
 
-def load_generator(found: Checkpoint, device: torch.device) -> tuple[Generator, Settings]:
+def load_generator(checkpoint: Checkpoint, device: torch.device) -> tuple[Generator, Settings]:
     """The moving average of G, which users sample from, and its settings.
 
     Raises:
         CheckpointError: it is damaged, or its tensors are not those of its settings.
     """
-    manifest = found.manifest()
+    manifest = checkpoint.manifest()
     settings = parse_settings(dict(manifest.settings))
     with torch.device("meta"):  # sizes before anything is allocated or downloaded
         generator = Generator(settings, manifest.spec)
     if settings.run.precision == "float64":
         generator = generator.double()
-    tensors = _read_part(found, manifest, "ema", _bytes_of(generator.state_dict().values()))
+    tensors = _read_part(checkpoint, manifest, "ema", _bytes_of(generator.state_dict().values()))
     load_network(generator.to_empty(device="cpu"), tensors, "ema")
     return generator.to(device).float().requires_grad_(False).eval(), settings
 
@@ -220,9 +223,9 @@ def newest_whole(
     Raises:
         CheckpointError: there are checkpoints, and none of them can be used.
     """
-    found = checkpoints(run)
+    candidates = checkpoints(run)
     last: CheckpointError | None = None
-    for candidate in reversed(found):
+    for candidate in reversed(candidates):
         try:
             return candidate, use(candidate)
         except CheckpointError as error:
@@ -246,50 +249,50 @@ def find_checkpoint(
     if path := CHECKPOINT_PATH.fullmatch(name):
         store = open_store(path["storage"] or ".")
         name = f"{path['run']}@{path['images']}" if path["images"] else path["run"]
-    run_name, _, wanted = name.partition("@")
+    run_name, _, which = name.partition("@")
     run, settings = find_run(store, run_name)
-    if not wanted:
+    if not which:
         newest = newest_whole(run, lambda candidate: candidate.verify(["ema"]), warn)
         if newest is None:
             raise CheckpointError(f"run `{run_name}` has no checkpoint yet; let it train longer")
         return newest[0]
-    found = checkpoints(run)
-    if not found:
+    candidates = checkpoints(run)
+    if not candidates:
         raise CheckpointError(f"run `{run_name}` has no checkpoint yet; let it train longer")
-    if wanted == "best":
-        ranked = by_figure(found, settings.run.best_by)
-        return ranked[0] if ranked else found[-1]
-    matching = [c for c in found if str(c.images) == re.sub("[,_]", "", wanted)]
+    if which == "best":
+        ranked = by_figure(candidates, settings.run.best_by)
+        return ranked[0] if ranked else candidates[-1]
+    matching = [c for c in candidates if str(c.images) == re.sub("[,_]", "", which)]
     if not matching:
-        known = ", ".join(str(c.images) for c in found)
-        raise CheckpointError(f"run `{run_name}` has no checkpoint at {wanted}; it has {known}")
+        existing = ", ".join(str(c.images) for c in candidates)
+        raise CheckpointError(f"run `{run_name}` has no checkpoint at {which}; it has {existing}")
     return matching[0]
 
 
-def by_figure(found: Sequence[Checkpoint], name: str) -> list[Checkpoint]:
+def by_figure(candidates: Sequence[Checkpoint], name: str) -> list[Checkpoint]:
     """The checkpoints that have a figure, best first. A damaged one is nobody's best."""
-    scored = [(score, c) for c in found if (score := _score(c, name)) is not None]
+    scored = [(score, c) for c in candidates if (score := _score(c, name)) is not None]
     return [c for _, c in sorted(scored, key=lambda pair: (pair[0], -pair[1].images))]
 
 
-def _score(found: Checkpoint, name: str) -> float | None:
+def _score(checkpoint: Checkpoint, name: str) -> float | None:
     try:
-        return score_of(found.manifest().figures, name)
+        return score_of(checkpoint.manifest().figures, name)
     except CheckpointError:
         return None
 
 
 def _read_part(
-    found: Checkpoint, manifest: Manifest, part: str, expected_bytes: int
+    checkpoint: Checkpoint, manifest: Manifest, part: str, expected_bytes: int
 ) -> dict[str, Tensor]:
-    blob = found.blob(manifest, part)
+    blob = checkpoint.blob(manifest, part)
     least = 0 if part == "training" else expected_bytes  # before the first step it is smaller
     if not least <= blob.size_bytes <= expected_bytes + HEADER_BYTES:
         raise CheckpointError(
-            f"`{found.key(blob.name)}` claims {blob.size_bytes:,} bytes where its settings need "
-            f"{expected_bytes:,}; use another checkpoint"
+            f"`{checkpoint.key(blob.name)}` claims {blob.size_bytes:,} bytes where its settings "
+            f"need {expected_bytes:,}; use another checkpoint"
         )
-    return found.tensors(blob)
+    return checkpoint.tensors(blob)
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -30,13 +30,13 @@ class Figure:
 
 def figures(evaluation: Mapping[str, Any]) -> list[Figure]:
     """The figures of an evaluation in order, the kernel distance first."""
-    found = []
+    measured = []
     for name in (kid_name(evaluation), *FIGURE_ORDER):
         value = evaluation.get(name) if name else None
         if name and isinstance(value, int | float):
             floor = floor_of(evaluation, name)
-            found.append(Figure(name, value, floor, name in HIGHER_IS_BETTER))
-    return found
+            measured.append(Figure(name, value, floor, name in HIGHER_IS_BETTER))
+    return measured
 
 
 def floor_of(evaluation: Mapping[str, Any], name: str) -> float | None:

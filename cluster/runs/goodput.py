@@ -26,6 +26,7 @@ class Goodput:
 
     @property
     def total_s(self) -> float:
+        """Of all parts."""
         return sum(self.seconds.values())
 
     def rounded(self) -> dict[str, float]:
@@ -91,20 +92,20 @@ def goodput(records: Iterable[Record], batch_images: int) -> Goodput:
 
 
 def before_start(
-    kept: Sequence[Record], dropped: Sequence[Record], images: int, launched_at_s: float
+    history: Sequence[Record], void: Sequence[Record], images: int, launched_at_s: float
 ) -> Record:
     """What a start's record says of the time before it; `images` is where it goes on from."""
-    times = [record["time_s"] for record in (*kept, *dropped) if "time_s" in record]
+    times = [record["time_s"] for record in (*history, *void) if "time_s" in record]
     now_s = time.time()
-    last = max((*kept, *dropped), key=lambda record: record.get("time_s", 0.0), default=None)
+    last = max((*history, *void), key=lambda record: record.get("time_s", 0.0), default=None)
     # An end in this launch: workers that told why they failed are started again.
     if last is None or (last["kind"] == "end" and last.get("time_s", 0.0) < launched_at_s):
         return {"startup_s": round(now_s - launched_at_s, 3)}
-    state_s = max((record["time_s"] for record in kept if "time_s" in record), default=times[0])
+    state_s = max((record["time_s"] for record in history if "time_s" in record), default=times[0])
     seen_s = max(times)
     # A driver that was started again only later: nobody held any machine in between.
     down_s = max(launched_at_s - seen_s, 0.0)
-    reached = max((record["images"] for record in dropped), default=images)
+    reached = max((record["images"] for record in void), default=images)
     return {
         "recovery_s": round(max(now_s - seen_s - down_s, 0.0), 3),
         "down_s": round(down_s, 3),

@@ -18,7 +18,7 @@ AGAIN_S = 2.0  # between two tries while the storage fails
 
 
 class RunLog:
-    """Opens metrics.jsonl as it was at `images`; `see` gets every record that is logged from now on.
+    """Opens metrics.jsonl as it was at `images`; `see` gets every record logged from now on.
 
     `history` is what had been logged up to there, `void` what had been logged beyond. The only
     writer while it is open. Safe to use from several threads.

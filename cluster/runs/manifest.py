@@ -42,6 +42,7 @@ class Blob:
         return cls(f"{part}-{digest[:16]}.safetensors", len(data), digest)
 
     def holds(self, data: bytes) -> bool:
+        """Whether these bytes have its size and digest."""
         return len(data) == self.size_bytes and hashlib.sha256(data).hexdigest() == self.sha256
 
 
@@ -69,6 +70,7 @@ class Manifest:
         return sum(blob.size_bytes for blob in self.blobs.values())
 
     def to_json(self) -> bytes:
+        """The file, with its own digest last."""
         facts = self._facts()
         return json.dumps({**facts, "digest": _digest(facts)}, indent=1).encode()
 
@@ -95,43 +97,43 @@ def parse_manifest(data: bytes, key: str) -> Manifest:
         CheckpointError: it is damaged, of another format version, or names files elsewhere.
     """
     try:
-        found = _checked(data, key)
-        if found.to_json() != data:  # a blank for a line's end too: no byte may differ
+        manifest = _checked(data, key)
+        if manifest.to_json() != data:  # a blank for a line's end too: no byte may differ
             raise CheckpointError(f"`{key}` is damaged: its digest differs; use another checkpoint")
     except RecursionError as error:
         raise CheckpointError(f"`{key}` is damaged: {error}; use another checkpoint") from error
-    return found
+    return manifest
 
 
 def _checked(data: bytes, key: str) -> Manifest:
-    found = _mapping(data, key)
-    version = found.pop("format_version", None)
+    facts = _mapping(data, key)
+    version = facts.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"`{key}` has format version {version!r:.80}, this release reads {FORMAT_VERSION}"
         )
-    wrong = [name for name, kind in FIELDS.items() if type(found.get(name)) is not kind]
-    if wrong or found.keys() != FIELDS.keys():
-        named = wrong[0] if wrong else sorted(found.keys() - FIELDS.keys())[0]
+    wrong = [name for name, kind in FIELDS.items() if type(facts.get(name)) is not kind]
+    if wrong or facts.keys() != FIELDS.keys():
+        named = wrong[0] if wrong else sorted(facts.keys() - FIELDS.keys())[0]
         raise CheckpointError(
             f"`{key}` is damaged: no proper {named!r:.80}; use another checkpoint"
         )
-    if found.pop("digest") != _digest({"format_version": version, **found}):
+    if facts.pop("digest") != _digest({"format_version": version, **facts}):
         raise CheckpointError(f"`{key}` is damaged: its digest differs; use another checkpoint")
-    if not all(isinstance(label, str) for label in found["labels"]):
+    if not all(isinstance(label, str) for label in facts["labels"]):
         raise CheckpointError(f"`{key}` is damaged: labels must be words; use another checkpoint")
-    channels = found["condition_channels"], found["target_channels"]
+    channels = facts["condition_channels"], facts["target_channels"]
     if not all(0 < count <= MOST_CHANNELS for count in channels):
         raise CheckpointError(f"`{key}` is of {channels!r:.80} channels; use another checkpoint")
     return Manifest(
-        images_seen=found["images_seen"],
-        steps=found["steps"],
-        spec=DataSpec(tuple(found["labels"]), *channels),
-        figures=found["figures"],
-        settings=found["settings"],
-        settings_digest=found["settings_digest"],
-        blobs={part: _blob(facts, key) for part, facts in found["blobs"].items()},
-        writer=found["writer"],
+        images_seen=facts["images_seen"],
+        steps=facts["steps"],
+        spec=DataSpec(tuple(facts["labels"]), *channels),
+        figures=facts["figures"],
+        settings=facts["settings"],
+        settings_digest=facts["settings_digest"],
+        blobs={part: _blob(blob, key) for part, blob in facts["blobs"].items()},
+        writer=facts["writer"],
     )
 
 
@@ -146,12 +148,12 @@ def _blob(facts: Any, key: str) -> Blob:
 
 def _mapping(data: bytes, key: str) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        facts = json.loads(data)
     except ValueError as error:
         raise CheckpointError(f"`{key}` is damaged: {error}; use another checkpoint") from error
-    if not isinstance(found, dict):
+    if not isinstance(facts, dict):
         raise CheckpointError(f"`{key}` is damaged: not an object; use another checkpoint")
-    return found
+    return facts
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

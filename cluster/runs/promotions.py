@@ -43,7 +43,7 @@ def read_model(store: Store, name: str) -> Promotion:
     return _existing(store, name)[0]
 
 
-def promote(store: Store, found: Checkpoint, name: str) -> Promotion:
+def promote(store: Store, checkpoint: Checkpoint, name: str) -> Promotion:
     """Point a name to a checkpoint, once every blob of it was read and checked.
 
     Raises:
@@ -51,8 +51,10 @@ def promote(store: Store, found: Checkpoint, name: str) -> Promotion:
         CheckpointError: the checkpoint is damaged.
     """
     _check_name(name)
-    manifest = found.verify()
-    now = Promotion(name, found.run.name, found.images, manifest.digest, round(time.time(), 3))
+    manifest = checkpoint.verify()
+    now = Promotion(
+        name, checkpoint.run.name, checkpoint.images, manifest.digest, round(time.time(), 3)
+    )
     try:
         before = _history(store, name)
     except BlobMissing:
@@ -83,13 +85,13 @@ def checkpoint_of(store: Store, promotion: Promotion) -> Checkpoint:
     Raises:
         CheckpointError: it is gone, damaged, or another one now stands in its place.
     """
-    found = Checkpoint(Run(store, promotion.run), promotion.images)
-    if found.manifest().digest != promotion.digest:
+    checkpoint = Checkpoint(Run(store, promotion.run), promotion.images)
+    if checkpoint.manifest().digest != promotion.digest:
         raise CheckpointError(
-            f"`{found.key()}` is not the one that was promoted to `{promotion.model}`; promote it "
-            "again, or roll back"
+            f"`{checkpoint.key()}` is not the one that was promoted to `{promotion.model}`; "
+            "promote it again, or roll back"
         )
-    return found
+    return checkpoint
 
 
 def list_models(store: Store) -> list[str]:
@@ -119,8 +121,8 @@ def _history(store: Store, name: str) -> list[Promotion]:
     _check_name(name)
     key = f"models/{name}.json"
     try:
-        found: Any = json.loads(store.read(key, LIMIT_BYTES))["promotions"]
-        history = [Promotion(**facts) for facts in found]
+        entries: Any = json.loads(store.read(key, LIMIT_BYTES))["promotions"]
+        history = [Promotion(**facts) for facts in entries]
     except (BlobTooLarge, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
             f"`{key}` is damaged: {error!r:.80}; remove it and promote again"

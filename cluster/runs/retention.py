@@ -14,7 +14,7 @@ from cluster.storage.store import Entry
 UNFINISHED_S = 3600.0  # what nobody finished for so long is nobody's any more
 
 
-def kept(
+def to_keep(
     images: Sequence[int], best_first: Sequence[int], promoted: Sequence[int], rules: RunSettings
 ) -> set[int]:
     """Of checkpoints at `images` (ascending), those that stay."""
@@ -32,18 +32,18 @@ def prune(run: Run, rules: RunSettings, newest: int | None = None) -> list[int]:
 
     Those beyond `newest` were damaged when the run resumed: they count for nothing, and stay.
     """
-    found = [c for c in checkpoints(run) if newest is None or c.images <= newest]
-    best_first = [c.images for c in by_figure(found, rules.best_by)] if rules.keep_best else []
-    images = [c.images for c in found]
+    candidates = [c for c in checkpoints(run) if newest is None or c.images <= newest]
+    best_first = [c.images for c in by_figure(candidates, rules.best_by)] if rules.keep_best else []
+    images = [c.images for c in candidates]
     if len(images) <= rules.keep_last:
         return []
-    stay = kept(images, best_first, promoted_images(run), rules)
-    gone = [c for c in found if c.images not in stay]
-    for checkpoint in gone:
+    stay = to_keep(images, best_first, promoted_images(run), rules)
+    doomed = [c for c in candidates if c.images not in stay]
+    for checkpoint in doomed:
         run.store.delete(checkpoint.key(MANIFEST))
         for key in run.store.keys(checkpoint.key() + "/"):
             run.store.delete(key)
-    return [c.images for c in gone]
+    return [c.images for c in doomed]
 
 
 def sweep(run: Run, older_than_s: float = UNFINISHED_S, *, dry_run: bool = False) -> list[Entry]:
@@ -55,12 +55,14 @@ def sweep(run: Run, older_than_s: float = UNFINISHED_S, *, dry_run: bool = False
     prefix = run.key("checkpoints/")
     entries = run.store.entries(prefix)
     named = _named(run, entries)
-    left = [entry for entry in entries if entry.key not in named and entry.modified_s <= before_s]
+    leftovers = [
+        entry for entry in entries if entry.key not in named and entry.modified_s <= before_s
+    ]
     if not dry_run:
-        for entry in left:
+        for entry in leftovers:
             run.store.delete(entry.key)
     unfinished = run.store.sweep(run.key(""), older_than_s, dry_run=dry_run)
-    return [*left, *(Entry(key, 0, 0.0) for key in unfinished)]
+    return [*leftovers, *(Entry(key, 0, 0.0) for key in unfinished)]
 
 
 def _named(run: Run, entries: Sequence[Entry]) -> set[str]:

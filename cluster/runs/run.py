@@ -50,6 +50,7 @@ class Run:
 
     @property
     def uri(self) -> str:
+        """Of the run's folder, for people."""
         return f"{self.store.uri}/{self.key()}"
 
     def settings(self) -> Settings | None:
@@ -63,6 +64,7 @@ class Run:
         return parse_settings(parse_mapping(text, origin=self.key("run.yaml")))
 
     def write_settings(self, settings: Settings) -> None:
+        """Write `run.yaml` anew."""
         text = yaml.safe_dump(settings.to_dict(), sort_keys=False)
         self.store.write(self.key("run.yaml"), text.encode())
 
@@ -111,7 +113,7 @@ class Run:
         A finished run's end replaces any other; else the end that is there says more.
         """
         records = self.records()
-        if not records or status_of(records) == "finished":
+        if not records or run_status(records) == "finished":
             return
         if records[-1]["kind"] == "end" and status != "finished":
             return
@@ -124,22 +126,22 @@ class Run:
 
     def status(self) -> str:
         """`finished`, `failed`, `running` or `stopped`, by the log."""
-        return status_of(self.records())
+        return run_status(self.records())
 
     def checkpoint_images(self) -> list[int]:
         """Images of the checkpoints that have a manifest, ascending."""
         suffix = f"/{MANIFEST}"
         keys = self.store.keys(self.key("checkpoints/"))
-        found = [
+        names = [
             key.removesuffix(suffix).rpartition("/")[2] for key in keys if key.endswith(suffix)
         ]
-        return sorted(int(name) for name in found if name.isdecimal())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def samples(self) -> dict[int, str]:
         """Keys of the sample grids by images seen, in that order."""
         keys = self.store.keys(self.key("samples/"))
-        found = {Path(key).stem: key for key in keys if key.endswith(".png")}
-        return dict(sorted((int(stem), key) for stem, key in found.items() if stem.isdecimal()))
+        grids = {Path(key).stem: key for key in keys if key.endswith(".png")}
+        return dict(sorted((int(stem), key) for stem, key in grids.items() if stem.isdecimal()))
 
 
 def list_runs(store: Store) -> list[Run]:
@@ -163,7 +165,7 @@ def find_run(store: Store, name: str) -> tuple[Run, Settings]:
     return run, settings
 
 
-def status_of(records: Sequence[Record]) -> str:
+def run_status(records: Sequence[Record]) -> str:
     """How a run stands, by its log: `finished`, `failed`, `running` or `stopped`."""
     last: Record = records[-1] if records else {"kind": "start", "time_s": 0.0}
     if last["kind"] == "end":

@@ -17,7 +17,7 @@ from aalnet.state import TrainState
 from cluster.runs import checkpoint, retention
 from cluster.runs.log import RunLog
 from cluster.runs.run import Run
-from cluster.runs.snapshot import Files, Snapshot, snapshot
+from cluster.runs.snapshot import Files, Snapshot, take_snapshot
 from cluster.storage.lease import LeaseLost
 from cluster.storage.store import StoreError
 
@@ -53,19 +53,20 @@ class Saver:
         with self._changed:
             given_up, self._waiting = self._waiting, None
             buffers, self._spare = (given_up.files if given_up else self._spare), None
-        taken = snapshot(state, figures, buffers)
+        snapshot = take_snapshot(state, figures, buffers)
         stall_s = time.perf_counter() - started_at_s
         with self._changed:
-            self._asked_at_s[taken.images_seen] = (started_at_s, stall_s)
-            self._waiting = taken
+            self._asked_at_s[snapshot.images_seen] = (started_at_s, stall_s)
+            self._waiting = snapshot
             under_way = self._writing.images_seen if self._writing else None
             self._changed.notify_all()
         if under_way is not None:
             instead = f", in place of {given_up.images_seen:,}" if given_up else ""
             self._warn(
-                taken.images_seen, f"checkpoint at {taken.images_seen:,} images waits{instead}: "
+                snapshot.images_seen,
+                f"checkpoint at {snapshot.images_seen:,} images waits{instead}: "
                 f"the one at {under_way:,} is still being written",
-            )  # fmt: skip
+            )
 
     def picture(self, name: str, png: bytes) -> None:
         """Write a sample grid soon."""

@@ -37,7 +37,7 @@ class Snapshot:
         return {"ema": self.files["ema"], "training": training}
 
 
-def snapshot(
+def take_snapshot(
     state: TrainState, figures: Mapping[str, Any], buffers: Files | None = None
 ) -> Snapshot:
     """Copy a state to host memory, into `buffers` of an earlier snapshot where given."""

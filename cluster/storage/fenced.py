@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from cluster.storage.lease import BEAT_S, check, held
-from cluster.storage.store import Entry, Store
+from cluster.storage.lease import HEARTBEAT_S, check, hold
+from cluster.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -32,49 +32,38 @@ class FencedStore:
     def __init__(self, store: Store, fence: Fence) -> None:
         self.store, self.fence = store, fence
         self.uri, self.appends = store.uri, store.appends
+        self.read, self.read_range, self.size = store.read, store.read_range, store.size
+        self.entries, self.keys, self.folders = store.entries, store.keys, store.folders
         self._checked_at_s = time.monotonic()
 
     def _fence(self, *, now: bool = False) -> None:
-        asked_at_s = time.monotonic()  # an answer is as old as its question: a process may be
-        if now or asked_at_s - self._checked_at_s >= BEAT_S:  # suspended between the two
+        now_s = time.monotonic()  # an answer is as old as its question: a process may be
+        if now or now_s - self._checked_at_s >= HEARTBEAT_S:  # suspended between the two
             check(self.store, self.fence.folder, self.fence.number)
-            self._checked_at_s = asked_at_s
-
-    def read(self, key: str, limit_bytes: int | None = None) -> bytes:
-        return self.store.read(key, limit_bytes)
-
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        return self.store.read_range(key, start, length)
-
-    def size(self, key: str) -> int:
-        return self.store.size(key)
-
-    def entries(self, prefix: str = "") -> list[Entry]:
-        return self.store.entries(prefix)
-
-    def keys(self, prefix: str = "") -> list[str]:
-        return self.store.keys(prefix)
-
-    def folders(self, prefix: str = "") -> list[str]:
-        return self.store.folders(prefix)
+            self._checked_at_s = now_s
 
     def write(self, key: str, data: bytes) -> None:
+        """Asks every few seconds. Raises LeaseLost."""
         self._fence()
         self.store.write(key, data)
 
     def create(self, key: str, data: bytes) -> None:
+        """Asks every time: what is created, commits. Raises LeaseLost."""
         self._fence(now=True)
         self.store.create(key, data)
 
     def append(self, key: str, data: bytes) -> None:
+        """Asks every few seconds. Raises LeaseLost."""
         self._fence()
         self.store.append(key, data)
 
     def delete(self, key: str) -> None:
+        """Asks every few seconds. Raises LeaseLost."""
         self._fence()
         self.store.delete(key)
 
     def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+        """Asks every few seconds. Raises LeaseLost."""
         self._fence()
         return self.store.sweep(prefix, older_than_s, dry_run=dry_run)
 
@@ -84,7 +73,7 @@ def leased(
     store: Store, folder: str, what: str, on_lost: Callable[[], None] = lambda: None
 ) -> Iterator[FencedStore]:
     """The store to write with while the lease in `folder` is held (cluster/storage/lease.py)."""
-    with held(store, folder, what, _tell, on_lost) as lease:
+    with hold(store, folder, what, _tell, on_lost) as lease:
         yield FencedStore(store, Fence(folder, lease.number))
 
 

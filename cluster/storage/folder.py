@@ -38,26 +38,31 @@ class FolderStore:
         self.uri = str(self.root)
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """The file, read to its size and no further. Raises BlobMissing, BlobTooLarge."""
         with self._reading(key), self._path(key).open("rb") as file:
             size = os.fstat(file.fileno()).st_size  # a limit may be huge: never allocate by it
             data = file.read(size + 1 if limit_bytes is None else min(size, limit_bytes) + 1)
         return within(data, limit_bytes, key)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
+        """A part of the file; b"" beyond its end. Raises BlobMissing."""
         with self._reading(key), self._path(key).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
     def size(self, key: str) -> int:
+        """Bytes of the file. Raises BlobMissing."""
         with self._reading(key):
             return self._path(key).stat().st_size
 
     def write(self, key: str, data: bytes) -> None:
+        """A synced temporary file that takes the name: an atomic rename."""
         path = self._path(key)
         with self._written(key, path, data) as temporary:
             os.replace(temporary, path)
 
     def create(self, key: str, data: bytes) -> None:
+        """A synced temporary file that a hard link names, which only one can. Raises BlobExists."""
         path = self._path(key)
         with self._written(key, path, data) as temporary:
             while not _linked(temporary, path):
@@ -72,6 +77,7 @@ class FolderStore:
                 return
 
     def append(self, key: str, data: bytes) -> None:
+        """To the file itself, not synced: a crash may leave a part of the data."""
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,18 +87,20 @@ class FolderStore:
             raise self._explain(error, key) from error
 
     def entries(self, prefix: str = "") -> list[Entry]:
-        found = []
+        """All files below, links to files too; names that start with a dot are none."""
+        entries = []
         for key, file in self._blobs(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 facts = file.stat()
-                found.append(Entry(key, facts.st_size, facts.st_mtime))
-        return sorted(found, key=lambda entry: entry.key)
+                entries.append(Entry(key, facts.st_size, facts.st_mtime))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def keys(self, prefix: str = "") -> list[str]:
-        # Without a look at each: of a blob and the one that takes its place, one is always listed.
+        """Without a look at each: of a blob and the one in its place, one is always listed."""
         return sorted(key for key, _ in self._blobs(prefix))
 
     def folders(self, prefix: str = "") -> list[str]:
+        """Folders right below; none where the prefix is no folder."""
         try:
             entries = list(self._path(prefix or "/").iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -102,6 +110,7 @@ class FolderStore:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
     def delete(self, key: str) -> None:
+        """Remove the file, and its folders as far as they are empty."""
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)
@@ -114,16 +123,17 @@ class FolderStore:
                 (self.root / parent).rmdir()
 
     def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+        """Remove temporary files of writers that died; names them."""
         before_s = time.time() - older_than_s
-        found = []
+        removed = []
         for file in self._files(prefix):
             with contextlib.suppress(FileNotFoundError):
                 unfinished = file.name.startswith(".") and file.name.endswith(PARTIAL)
                 if unfinished and file.stat().st_mtime <= before_s:
                     if not dry_run:
                         os.unlink(file)
-                    found.append(self._key(file))
-        return sorted(found)
+                    removed.append(self._key(file))
+        return sorted(removed)
 
     def _blobs(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for file in self._files(prefix if prefix.endswith("/") else ""):

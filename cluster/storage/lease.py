@@ -1,8 +1,9 @@
 """One writer at a time: a lease on a run or a campaign, kept in its storage.
 
 The lease is a chain of blobs `<folder>/<number>.json`; the highest number holds. To take it is to
-create the next number, which of several contenders only one can. Its holder puts a beat into its
-blob every few seconds. Nobody compares clocks: a contender watches whether the beat changes.
+create the next number, which of several contenders only one can. Its holder puts a
+heartbeat into its blob every few seconds. Nobody compares clocks: a contender watches whether the
+heartbeat changes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from aalnet.errors import UserError
 from cluster.background import in_background
 from cluster.storage.store import BlobExists, BlobMissing, Store, StoreError, StoreUnavailable
 
-BEAT_S = 10.0
-TTL_S = 45.0  # a holder elsewhere that shows no beat for so long is dead
-LOOK_S = 1.0  # between two looks at another's beat
+HEARTBEAT_S = 10.0
+TTL_S = 45.0  # a holder elsewhere that shows no heartbeat for so long is dead
+LOOK_S = 1.0  # between two looks at another's heartbeat
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's own, set in the process of a job's command
 
 
@@ -47,11 +48,12 @@ class Holder:
     job: str
     since: str  # for people; in UTC
     token: str  # tells two holders apart whatever else is alike
-    beat: int = 0
+    heartbeats: int = 0  # `beat` in the blob
     released: bool = False
 
     @classmethod
     def myself(cls) -> Holder:
+        """This process."""
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         return cls(
             socket.gethostname(), _machine(), os.getpid(), _started(os.getpid()) or "",
@@ -62,27 +64,32 @@ class Holder:
     def parse(cls, data: bytes) -> Holder:
         """What a blob tells; of a damaged one, nobody that can be judged."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError, RecursionError):
+            facts = json.loads(data)
+            return cls(heartbeats=facts.pop("beat"), **facts)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return cls("an unknown host", "", 0, "", "", "an unknown time", "")
 
     @property
     def name(self) -> str:
+        """Process, host, Ray job and time, for people."""
         job = f" (Ray job {self.job})" if self.job else ""
         return f"process {self.pid} on {self.host}{job}, since {self.since}"
 
     def alive(self) -> bool | None:
-        """Is it? None: it is on another machine, and only its beat can tell."""
+        """Is it? None: it is on another machine, and only its heartbeat can tell."""
         if self.machine != _machine():
             return None
         return _started(self.pid) == self.process_started
 
     def bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        """The blob."""
+        facts = asdict(self)
+        facts["beat"] = facts.pop("heartbeats")
+        return json.dumps(facts).encode()
 
 
 class Lease:
-    """A lease that this process holds. Made by `held`."""
+    """A lease that this process holds. Made by `hold`."""
 
     def __init__(self, store: Store, folder: str, what: str, number: int, holder: Holder) -> None:
         self.store, self.folder, self.what, self.number = store, folder, what, number
@@ -92,10 +99,10 @@ class Lease:
         """Raises LeaseLost where somebody else has it now, StoreError where that cannot be told."""
         check(self.store, self.folder, self.number)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Show that this process lives. Raises LeaseLost, StoreError."""
         self.check()
-        self._holder = replace(self._holder, beat=self._holder.beat + 1)
+        self._holder = replace(self._holder, heartbeats=self._holder.heartbeats + 1)
         self.store.write(key_of(self.folder, self.number), self._holder.bytes())
 
     def release(self) -> None:
@@ -107,7 +114,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(
+def hold(
     store: Store,
     folder: str,
     what: str,
@@ -126,10 +133,10 @@ def held(
     lease = _take(store, folder, what, tell)
     lost = threading.Event()
 
-    def beat(ended: threading.Event) -> None:
-        while not ended.wait(BEAT_S):
+    def keep_alive(stopping: threading.Event) -> None:
+        while not stopping.wait(HEARTBEAT_S):
             try:
-                lease.beat()
+                lease.heartbeat()
             except LeaseLost:
                 lost.set()
                 on_lost()
@@ -138,7 +145,7 @@ def held(
                 continue  # an outage; nobody can take over meanwhile, and the saver tells of it
 
     try:
-        with in_background(beat, "lease"):
+        with in_background(keep_alive, "lease"):
             yield lease
             if lost.is_set():
                 lease.check()
@@ -154,6 +161,7 @@ def holder_of(store: Store, folder: str) -> Holder | None:
 
 
 def key_of(folder: str, number: int) -> str:
+    """The key of the lease's blob of that number."""
     return f"{folder}/{number:08d}.json"
 
 
@@ -191,11 +199,11 @@ def _require_dead(
     store: Store,
     folder: str,
     what: str,
-    found: tuple[int, bytes],
+    blob: tuple[int, bytes],
     tell: Callable[[str], None],
 ) -> None:
     """Returns once the lease may be taken. Raises LeaseHeld where its holder lives."""
-    number, before = found
+    number, before = blob
     holder = Holder.parse(before)
     if holder.released:
         return

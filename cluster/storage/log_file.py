@@ -64,7 +64,7 @@ class LogFile:
             self._segments.append(lines)  # which keeps them where it fails
 
     def replace(self, text: bytes) -> None:
-        """Put the whole log anew, in one step. Raises StoreError: the same call may be made again."""
+        """Put the whole log anew, in one step. Raises StoreError: it may be called again."""
         before = self._generations()
         if self._store.appends or not text:
             self._store.write(self._key, text)

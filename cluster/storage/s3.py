@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -32,6 +29,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError, ProtocolError  # botocore lets some through
 
 from aalnet.errors import AalnetError, ConfigError
+from cluster.storage.s3_client import AT_ONCE, make_client
 from cluster.storage.store import (
     BlobExists,
     BlobMissing,
@@ -46,13 +44,8 @@ from cluster.storage.store import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-MIB = 2**20
-PART_BYTES = 16 * MIB
-WHOLE_BYTES = 64 * MIB  # a smaller blob goes up in one request, not in parts, begin and end
-AT_ONCE = 8  # parts of one blob under way
-# A call ends within ATTEMPTS * (CONNECT_S + READ_S) and about 15 s of waiting between them.
-ATTEMPTS, CONNECT_S, READ_S = 5, 3, 20
-UNSIGNED: Any = {"payload_signing_enabled": False}  # blobs bear their SHA-256: not one more of each
+PART_BYTES = 2**24
+WHOLE_BYTES = 2**26  # a smaller blob goes up in one request, not in parts, begin and end
 CONFLICTS, CUTS = 5, 4  # tries of a put that met another; of a body that broke off half-way
 CUT = (ProtocolError, IncompleteReadError, ResponseStreamingError)
 T = TypeVar("T")
@@ -94,6 +87,8 @@ class S3Store:
             return make_client()
 
     def read(self, key: str, limit_bytes: int | None = None) -> bytes:
+        """One get, or parts of 16 MiB at once. Raises BlobMissing, BlobTooLarge."""
+
         def small(answer: Any) -> bytes | None:
             length = answer["ContentLength"]
             if limit_bytes is not None and length > limit_bytes:
@@ -109,23 +104,25 @@ class S3Store:
             return within(whole.getvalue(), limit_bytes, key)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
+        """One range request; b"" beyond the blob's end. Raises BlobMissing."""
         if length <= 0:
             return b""
-        wanted = f"bytes={start}-{start + length - 1}"
+        byte_range = f"bytes={start}-{start + length - 1}"
         with self._failing(key):
             try:
-                return self._got(_body, Key=self._key(key), Range=wanted)
+                return self._got(_body, Key=self._key(key), Range=byte_range)
             except ClientError as error:
                 if _code(error) in {"InvalidRange", "416"}:
                     return b""
                 raise
 
     def size(self, key: str) -> int:
+        """One head request. Raises BlobMissing."""
         with self._failing(key):
-            answer = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
-            return answer["ContentLength"]
+            return self.client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
 
     def write(self, key: str, data: bytes) -> None:
+        """One put; from 64 MiB on parts of 16 MiB, which appear together."""
         with self._failing(key):
             try:
                 _again(lambda: self.client.upload_fileobj(
@@ -138,6 +135,7 @@ class S3Store:
                 raise
 
     def create(self, key: str, data: bytes) -> None:
+        """One conditional put (If-None-Match: *), tried again on a 409. Raises BlobExists."""
         with self._failing(key):
             for attempt in range(CONFLICTS):
                 try:
@@ -160,37 +158,42 @@ class S3Store:
         raise StoreError(f"`{key}` in {self.uri}: an object store cannot append")
 
     def entries(self, prefix: str = "") -> list[Entry]:
+        """A list request for each 1,000 blobs."""
         pages = self._pages("list_objects_v2", Prefix=self._key(prefix))
-        found = [
+        entries = [
             Entry(item["Key"][len(self.prefix) :], item["Size"], item["LastModified"].timestamp())
             for page in pages
             for item in page.get("Contents", [])
         ]
-        return sorted(found, key=lambda entry: entry.key)
+        return sorted(entries, key=lambda entry: entry.key)
 
     def keys(self, prefix: str = "") -> list[str]:
+        """As `entries`."""
         return [entry.key for entry in self.entries(prefix)]
 
     def folders(self, prefix: str = "") -> list[str]:
+        """Common prefixes, listed up to the next `/`."""
         pages = self._pages("list_objects_v2", Prefix=self._key(prefix), Delimiter="/")
-        found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+        names = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in names)
 
     def delete(self, key: str) -> None:
+        """One delete request; a missing blob is fine."""
         with self._failing(key), contextlib.suppress(BlobMissing):
             self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
 
     def sweep(self, prefix: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+        """Abort multipart uploads that nobody has finished; gives their keys."""
         before_s = time.time() - older_than_s
         pages = self._pages("list_multipart_uploads", Prefix=self._key(prefix))
         uploads = [upload for page in pages for upload in page.get("Uploads", [])]
-        left = [upload for upload in uploads if upload["Initiated"].timestamp() <= before_s]
-        for upload in [] if dry_run else left:
+        unfinished = [upload for upload in uploads if upload["Initiated"].timestamp() <= before_s]
+        for upload in [] if dry_run else unfinished:
             with self._failing(upload["Key"]), contextlib.suppress(BlobMissing):
                 self.client.abort_multipart_upload(
                     Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                 )
-        return sorted(upload["Key"][len(self.prefix) :] for upload in left)
+        return sorted(upload["Key"][len(self.prefix) :] for upload in unfinished)
 
     def _key(self, key: str) -> str:
         return self.prefix + checked_key(key).lstrip("/")
@@ -238,8 +241,9 @@ class S3Store:
                 raise self._explain(inner, key) from error
             raise StoreError(f"storage {self.uri}, `{key}`: {error}") from error
         except ValueError as error:  # an endpoint that is no URL
-            told = f"storage {self.uri}: {error}; check AWS_ENDPOINT_URL"
-            raise StoreUnavailable(told) from error
+            raise StoreUnavailable(
+                f"storage {self.uri}: {error}; check AWS_ENDPOINT_URL"
+            ) from error
 
     def _explain(self, error: ClientError, key: str) -> StoreError:
         code = _code(error)
@@ -249,34 +253,6 @@ class S3Store:
             reason = error.response.get("Error", {}).get("Message") or code
             return StoreUnavailable(f"storage {self.uri}: {reason}; {UNUSABLE[code]}")
         return StoreError(f"storage {self.uri}, `{key}`: {error}")
-
-
-def make_client() -> S3Client:
-    """A boto3 client with time-outs, bounded retries with jitter, and checksums of the user's wish.
-
-    `AWS_REQUEST_CHECKSUM_CALCULATION` and `AWS_RESPONSE_CHECKSUM_VALIDATION` switch checksums of
-    the protocol; unset they are `when_required`, since many servers refuse boto3's default.
-    """
-    checksums = {
-        name: os.environ.get(f"AWS_{name.upper()}", "when_required").lower()
-        for name in ("request_checksum_calculation", "response_checksum_validation")
-    }
-    config = Config(
-        connect_timeout=CONNECT_S,
-        read_timeout=READ_S,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        max_pool_connections=2 * AT_ONCE,
-        tcp_keepalive=True,
-        s3=UNSIGNED,
-        **checksums,  # type: ignore[arg-type]  # plain strings, checked by botocore
-    )
-    client = boto3.Session().client("s3", config=config)
-    if ".amazonaws.com" in client.meta.endpoint_url:
-        return client
-    # Servers other than AWS seldom answer to a bucket's name in front of their own.
-    by_path: Any = {**UNSIGNED, "addressing_style": "path"}
-    config = config.merge(Config(s3=by_path))
-    return boto3.Session().client("s3", config=config)
 
 
 def _again(act: Callable[[], T]) -> T:

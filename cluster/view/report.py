@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from aalnet.settings import Settings
 from cluster.runs.figures import Figure, figures
 from cluster.runs.goodput import goodput
-from cluster.runs.run import Record, Run, find_run, status_of
+from cluster.runs.run import Record, Run, find_run, run_status
 from cluster.view import progress
 
 MAX_POINTS = 500
@@ -101,7 +101,7 @@ def build_report(run: Run) -> str:
     records = run.records()
     evaluations, train = _of_kind(records, "evaluation"), _of_kind(records, "train")
     end = progress.latest(records, "end")
-    status = status_of(records)
+    status = run_status(records)
     return _template().render(
         run=run,
         settings=settings,
