@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from tests.support.grafana import (
     PATHS,
-    Asked,
+    PanelQuery,
     Series,
     Window,
     answer,
@@ -112,14 +112,16 @@ def draw(
     plt.close(figure)
 
 
-def asked_of(panel: dict[str, Any]) -> list[Asked]:
+def asked_of(panel: dict[str, Any]) -> list[PanelQuery]:
     return [
-        Asked(panel["title"], target["expr"], target["legendFormat"], bool(target.get("instant")))
+        PanelQuery(
+            panel["title"], target["expr"], target["legendFormat"], bool(target.get("instant"))
+        )
         for target in panel["targets"]
     ]
 
 
-def name_of(asked: Asked, series: dict[str, Any]) -> str:
+def name_of(asked: PanelQuery, series: dict[str, Any]) -> str:
     """What Grafana calls a series."""
     labels: dict[str, str] = series["metric"]
     if asked.legend == "__auto":

@@ -26,10 +26,10 @@ def promtool(folder: Path, *arguments: str) -> None:
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool (Debian: apt-get install prometheus)")
     (folder / "alert-rules.yaml").write_text(yaml.safe_dump(SPEC), encoding="utf-8")
-    told = subprocess.run(
+    done = subprocess.run(
         ["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_promtool_finds_the_rules_good(tmp_path: Path) -> None:

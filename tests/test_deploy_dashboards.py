@@ -37,7 +37,7 @@ FALLBACK = "or on() label_replace(vector(0)"
 
 def expressions(board: Board) -> list[str]:
     return [
-        *(asked.expr for asked in queries(board)),
+        *(query.expr for query in queries(board)),
         *(item["expr"] for item in board["annotations"]["list"]),
         *(variable["query"]["query"] for variable in variables(board).values()),
     ]
@@ -119,11 +119,11 @@ def test_every_panel_says_what_it_shows_in_a_unit_that_grafana_knows(path: Path)
 def test_no_variable_is_dead_and_none_is_missing(path: Path) -> None:
     board = load(path)
     named = {item["name"] for item in board["templating"]["list"]}
-    used = {found[1] or found[2] for text in texts(board) for found in VARIABLE.finditer(text)}
+    used = {name[1] or name[2] for text in texts(board) for name in VARIABLE.finditer(text)}
     used -= {"__value", "__url_time_range"} | BUILT_IN
     assert used == named
-    asked = " ".join(expressions(board))
-    assert all(f"${name}" in asked for name in variables(board))
+    text = " ".join(expressions(board))
+    assert all(f"${name}" in text for name in variables(board))
     for variable in variables(board).values():  # finds finished runs too
         assert "last_over_time" in variable["query"]["query"]
         assert "$__range" in variable["query"]["query"]
@@ -133,7 +133,7 @@ def test_no_variable_is_dead_and_none_is_missing(path: Path) -> None:
 @BOARDS
 def test_what_a_query_asks_for_exists(path: Path) -> None:
     wrong = {expr: list(unknown(expr, set())) for expr in expressions(load(path))}
-    assert {expr: told for expr, told in wrong.items() if told} == {}
+    assert {expr: words for expr, words in wrong.items() if words} == {}
 
 
 @BOARDS
@@ -143,7 +143,7 @@ def test_every_query_is_promql(path: Path, tmp_path: Path) -> None:
     board = load(path)
     values = Window(0, 3600).values() | dict.fromkeys(variables(board), "a")
     exprs = [
-        *(asked.expr for asked in queries(board)),
+        *(query.expr for query in queries(board)),
         *(item["expr"] for item in board["annotations"]["list"]),
     ]
     rules = [
@@ -152,30 +152,30 @@ def test_every_query_is_promql(path: Path, tmp_path: Path) -> None:
     ]
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "a", "rules": rules}]}), encoding="utf-8")
-    told = subprocess.run(
+    done = subprocess.run(
         ["promtool", "check", "rules", file], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ray_has_the_metrics_that_are_asked_of_it() -> None:
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-    asked = {
+    metrics = {
         word.removeprefix("ray_")
         for path in PATHS
         for expr in expressions(load(path))
         for word in expr.replace("(", " ").replace(")", " ").split()
         if word.startswith("ray_")
     }
-    assert asked
-    assert asked <= METRICS_GAUGES.keys()
+    assert metrics
+    assert metrics <= METRICS_GAUGES.keys()
 
 
 def test_only_what_a_machine_may_lack_has_a_fallback() -> None:
     """A fallback answers for GPUs, Ray's own metrics and alerts, and for nothing else."""
     fallen = [
-        asked.expr for path in PATHS for asked in queries(load(path)) if FALLBACK in asked.expr
+        query.expr for path in PATHS for query in queries(load(path)) if FALLBACK in query.expr
     ]
     lacking = ("aalnet_gpu_", "ray_node_", "ALERTS")
     assert [expr for expr in fallen if not any(name in expr for name in lacking)] == []

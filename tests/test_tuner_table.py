@@ -1,14 +1,18 @@
 """A campaign in plain lines: what they say, and that they say it once."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cluster.storage.folder import FolderStore
 from tests.support.made_campaigns import REASON, campaign_settings
 from tests.test_tuner_report import status_of
 from tuner.campaign import Campaign
+from tuner.commands.tune import _view
+from tuner.screen import CampaignScreen
 from tuner.status import CampaignStatus
 from tuner.table import CampaignLines, budget_line, headline, plan_lines, trial_line
 
@@ -75,3 +79,19 @@ def test_a_line_of_a_pruned_trial_says_where_it_stood(status: CampaignStatus) ->
     text = trial_line(status.rows[2], campaign_settings())
     assert text.startswith("trial   2 pruned")
     assert text.endswith("-> kid_lite0 0.270 at 2,400 images")
+
+
+@pytest.mark.parametrize(("trials", "word"), [(16, "running"), (4, "finished")])
+def test_a_terminal_shows_the_page_that_watch_shows(
+    status: CampaignStatus, monkeypatch: pytest.MonkeyPatch, trials: int, word: str
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    view, show = _view("mine", campaign_settings())
+    assert isinstance(view, CampaignScreen)
+    states = status.states | {"running": int(word == "running")}
+    show(replace(status, trials=trials, repeats_wanted=2, states=states))
+    out = io.StringIO()
+    Console(file=out, width=80, highlight=False).print(view.page())
+    assert "campaign mine" in out.getvalue()
+    assert word in out.getvalue().splitlines()[0]
+    assert "0.200 (3)" in out.getvalue()

@@ -22,7 +22,7 @@ Series = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PanelQuery:
     """One query of one panel."""
 
     panel: str
@@ -40,6 +40,7 @@ class Window:
 
     @property
     def step_s(self) -> float:
+        """Seconds between two points of a panel."""
         return max((self.end_s - self.start_s) / POINTS, 1.0)
 
     def values(self) -> dict[str, str]:
@@ -53,6 +54,7 @@ class Window:
 
 
 def load(path: Path) -> Board:
+    """The dashboard in a file."""
     board: Board = json.loads(path.read_text(encoding="utf-8"))
     return board
 
@@ -66,12 +68,12 @@ def panels(board: Board) -> Iterator[dict[str, Any]]:
             yield panel
 
 
-def queries(board: Board) -> Iterator[Asked]:
+def queries(board: Board) -> Iterator[PanelQuery]:
     """Every query of every panel."""
     for panel in panels(board):
         for target in panel["targets"]:
             instant = bool(target.get("instant"))
-            yield Asked(panel["title"], target["expr"], target["legendFormat"], instant)
+            yield PanelQuery(panel["title"], target["expr"], target["legendFormat"], instant)
 
 
 def variables(board: Board) -> dict[str, dict[str, Any]]:
@@ -81,42 +83,44 @@ def variables(board: Board) -> dict[str, dict[str, Any]]:
 
 def filled(text: str, values: Mapping[str, str]) -> str:
     """The text with its variables replaced; a KeyError names one that nobody knows."""
-    return VARIABLE.sub(lambda found: values[found[1] or found[2]], text)
+    return VARIABLE.sub(lambda name: values[name[1] or name[2]], text)
 
 
 def choices(base: str, variable: dict[str, Any], window: Window) -> list[str]:
     """What a variable of a query may be, as Grafana finds it: a regex over the series' text."""
-    found = re.fullmatch(r"query_result\((.*)\)", variable["query"]["query"])
-    assert found, "only query_result is read here"
+    query = re.fullmatch(r"query_result\((.*)\)", variable["query"]["query"])
+    assert query, "only query_result is read here"
     pattern = re.compile(variable["regex"].strip("/"))
     texts = [
         "{" + ",".join(f'{name}="{text}"' for name, text in series["metric"].items()) + "} 1"
-        for series in instant(base, filled(found[1], window.values()), window.end_s)
+        for series in instant(base, filled(query[1], window.values()), window.end_s)
     ]
     return sorted({match[1] for text in texts if (match := pattern.search(text))})
 
 
-def answer(base: str, asked: Asked, values: Mapping[str, str], window: Window) -> Series:
+def answer(base: str, query: PanelQuery, values: Mapping[str, str], window: Window) -> Series:
     """The series that a query gives."""
-    expr = filled(asked.expr, {**values, **window.values()})
-    if asked.instant:
+    expr = filled(query.expr, {**values, **window.values()})
+    if query.instant:
         return instant(base, expr, window.end_s)
     return over(base, expr, window)
 
 
 def instant(base: str, expr: str, at_s: float) -> Series:
+    """The series of an expression at a moment."""
     return _get(base, "query", query=expr, time=f"{at_s:.3f}")
 
 
 def over(base: str, expr: str, window: Window) -> Series:
+    """The series of an expression over a window, at POINTS moments."""
     return _get(
         base, "query_range", query=expr, start=f"{window.start_s:.3f}", end=f"{window.end_s:.3f}",
         step=f"{window.step_s:.3f}",
     )  # fmt: skip
 
 
-def _get(base: str, what: str, **asked: str) -> Series:
-    url = f"{base}/api/v1/{what}?{urllib.parse.urlencode(asked)}"
-    with urllib.request.urlopen(url, timeout=60) as told:
-        found: Series = json.load(told)["data"]["result"]
-    return found
+def _get(base: str, path: str, **parameters: str) -> Series:
+    url = f"{base}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+    with urllib.request.urlopen(url, timeout=60) as response:
+        series: Series = json.load(response)["data"]["result"]
+    return series

@@ -21,6 +21,7 @@ BASE = {"run": {"checkpoint_every_images": RUNG}}
 
 
 def campaign_settings(values: Mapping[str, Any] | None = None) -> CampaignSettings:
+    """Settings of the campaigns here; `values`: sections of a campaign's file instead."""
     plain: dict[str, Any] = {"base": BASE, "budget": {"trials": 16, "images": IMAGES}}
     return parse_campaign(plain | dict(values or {}))
 

@@ -12,7 +12,7 @@ SELECTOR = re.compile(r"(?<![\w:])((?:aalnet|ray)[_:][a-z0-9_:]+)\s*(?:\{([^}]*)
 MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 GROUPED = re.compile(r"\b(?:by|on|without|ignoring)\s*\(([^)]*)\)")
 # Prometheus' own, a histogram's, a pod's, and those of Ray's node agents.
-GIVEN = {"job", "instance", "namespace", "pod", "le", "alertname"}
+FREE_LABELS = {"job", "instance", "namespace", "pod", "le", "alertname"}
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
 
@@ -27,25 +27,24 @@ def series() -> dict[str, MetricSpec]:
 
 def selectors(expr: str) -> Iterator[tuple[str, set[str]]]:
     """Each metric that an expression names, with the labels that it matches."""
-    for found in SELECTOR.finditer(expr):
-        yield found[1], set(MATCHER.findall(found[2] or ""))
+    for selector in SELECTOR.finditer(expr):
+        yield selector[1], set(MATCHER.findall(selector[2] or ""))
 
 
 def unknown(expr: str, recorded: set[str]) -> Iterator[str]:
     """What an expression asks for and nothing gives; `recorded`: names that rules record."""
-    known, labels = series(), set(GIVEN)
+    metrics, labels = series(), set(FREE_LABELS)
     for name, matched in selectors(expr):
-        if name.startswith("ray_"):
+        if name.startswith("ray_") or name in recorded:
             continue
-        if name in recorded:
-            continue
-        if name not in known:
+        if name not in metrics:
             yield f"no metric {name}"
             continue
-        labels |= set(known[name].labels)
+        labels |= set(metrics[name].labels)
         yield from (
-            f"{name} has no label {label}" for label in matched - set(known[name].labels) - GIVEN
+            f"{name} has no label {label}"
+            for label in matched - set(metrics[name].labels) - FREE_LABELS
         )
     for group in GROUPED.findall(expr):
-        asked = {label.strip() for label in group.split(",") if label.strip()}
-        yield from (f"nothing here has a label {label}" for label in asked - labels)
+        names = {label.strip() for label in group.split(",") if label.strip()}
+        yield from (f"nothing here has a label {label}" for label in names - labels)

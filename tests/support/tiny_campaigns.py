@@ -39,10 +39,12 @@ def campaign_values(data: Path, overrides: Mapping[str, Any] | None = None) -> d
 
 
 def campaign_settings(data: Path, overrides: Mapping[str, Any] | None = None) -> CampaignSettings:
+    """Settings of a tiny campaign; `overrides` by dotted key."""
     return parse_campaign(campaign_values(data, overrides))
 
 
 def write_campaign(path: Path, data: Path, overrides: Mapping[str, Any] | None = None) -> Path:
+    """Write a tiny campaign's file."""
     path.write_text(yaml.safe_dump(campaign_values(data, overrides)), encoding="utf-8")
     return path
 
@@ -61,6 +63,7 @@ def finished(value: float, **figures: float) -> Outcome:
 
 
 def failed(reason: str) -> Outcome:
+    """A run that failed."""
     return Outcome("failed", reason=reason)
 
 
