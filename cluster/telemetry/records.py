@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import get_args
 
-from aalnet.settings import Cause, Settings
+from aalnet.settings import FailureCause, Settings
 from cluster.runs.figures import FIGURE_ORDER, floor_of, kid_name
 from cluster.runs.goodput import PARTS, Account
 from cluster.runs.run import Record
 from cluster.telemetry.tally import Tally
 
-RESTARTS = (*get_args(Cause), "resize", "driver")
+RESTARTS = (*get_args(FailureCause), "resize", "driver")
 NON_FINITE = "non_finite"  # as cluster/training/policy.py has it, which needs torch
 ACCURACIES = {
     "discriminator_accuracy": "pairs", "real_accuracy": "real", "fake_accuracy": "generated",
