@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from aalnet.errors import ConfigError
-from aalnet.settings import Count, Positive, Section, Settings, identity, parse_settings
+from aalnet.section import Count, Positive, Section
+from aalnet.settings import Settings, identity, parse_settings
 from aalnet.yaml_io import apply_overrides, read_mapping, validate
 from tuner.dotted import flat, with_values
 
@@ -27,7 +28,7 @@ class Range(Section):
 
     low: int | Number
     high: int | Number
-    log: bool = Field(False, description="every order of magnitude weighs alike")
+    log: bool = Field(False, description="try every order of magnitude alike; for weights and lr")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -47,7 +48,7 @@ class Choices(Section):
 class SearchObjective(Section):
     """A figure of the evaluation, and which way is better."""
 
-    figure: FigureName = Field("kid_lite0", description="kid: by the base's evaluation.features")
+    figure: FigureName = Field("kid_lite0", description="to improve; kid: by evaluation.features")
     direction: Literal["minimise", "maximise"] = "minimise"
 
     @property
@@ -68,33 +69,42 @@ class BudgetSettings(Section):
     """When a campaign ends."""
 
     trials: Count = Field(20, description="trials in all, failed ones included")
-    images: Count = Field(14_400, description="a trial trains on so many")
-    seconds: Positive | None = Field(None, description="of all starts; then no trial begins")
+    images: Count = Field(14_400, description="images of a trial; few, if they still rank")
+    seconds: Positive | None = Field(None, description="seconds over all starts; default: any")
 
 
 class SamplerSettings(Section):
     """Where suggestions come from."""
 
-    kind: Literal["tpe", "random", "nsga2"] = Field("tpe", description="nsga2: several objectives")
+    kind: Literal["tpe", "random", "nsga2"] = Field(
+        "tpe",
+        description="tpe learns from trials, random does not, nsga2 is for several objectives",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    startup_trials: Annotated[int, Field(ge=0)] = Field(8, description="random ones, at first")
+    startup_trials: Annotated[int, Field(ge=0)] = Field(
+        8, description="random trials before it learns"
+    )
 
 
 class PruningSettings(Section):
     """Which trials are stopped early. Rungs are images, and multiples of an evaluation."""
 
     kind: Literal["none", "asha", "median"] = "asha"
-    first_rung_images: Count | None = Field(None, description="default: the first evaluation")
+    first_rung_images: Count | None = Field(
+        None, description="images before the first stop; raise it where good runs start slowly"
+    )
     reduction: Annotated[int, Field(ge=2)] = Field(
         2, description="asha: the best 1/reduction of a rung go on, to reduction times the images"
     )
-    startup_trials: Annotated[int, Field(ge=0)] = Field(4, description="median: never pruned")
+    startup_trials: Annotated[int, Field(ge=0)] = Field(
+        4, description="median: first trials never stopped"
+    )
 
 
 class RepeatSettings(Section):
     """The best trials are run again with other seeds, and ranked by their mean."""
 
-    top: Annotated[int, Field(ge=0)] = Field(2, description="so many trials; 0: none")
+    top: Annotated[int, Field(ge=0)] = Field(2, description="best trials run again; 0: none")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(strict=False)] = (
         1,
         2,
@@ -115,17 +125,17 @@ class CampaignSettings(Section):
     """Everything that decides a campaign."""
 
     base: dict[str, Any] = Field(
-        description="settings of every trial; `file`: those of a file, here changed"
+        description="settings of every trial; `file` names a settings file, other keys change it"
     )
     space: dict[str, Range | Choices] = Field(
         default_factory=lambda: {key: _dimension(value) for key, value in SPACE.items()},
-        min_length=1, description="dotted names of settings, and what to try",
+        min_length=1, description="dotted names of settings, each with a range or choices to try",
     )  # fmt: skip
     objectives: Annotated[tuple[SearchObjective, ...], Field(strict=False, min_length=1)] = (
         SearchObjective(),
     )
     first: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] | None = Field(
-        None, description="tried first; default: the base settings themselves"
+        None, description="values tried first, such as known good ones; default: the base's own"
     )
     warm_start: str | None = Field(None, description="campaign whose best trials are tried first")
     budget: BudgetSettings = BudgetSettings()
@@ -133,8 +143,8 @@ class CampaignSettings(Section):
     pruning: PruningSettings = PruningSettings()
     repeats: RepeatSettings = RepeatSettings()
     trials_at_once: Count | Literal["auto"] = "auto"
-    workers: Count = Field(1, description="of one trial; 1: in the trial's own process")
-    failures_in_a_row: Count = Field(4, description="so many end the campaign")
+    workers: Count = Field(1, description="training processes of a trial; more for large networks")
+    failures_in_a_row: Count = Field(4, description="failed trials in a row that end it")
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

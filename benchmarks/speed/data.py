@@ -4,8 +4,7 @@ out. Reading is `read_batches` drained by an idle consumer, with one thread that
 shifts, draws noise and stacks; decoding is `decode_image` alone over the same pictures in
 a tight loop of one thread; `Pairs.views` is what lies between: find, decode and check a pair, no
 more. They take turns, and the figure is the ratio of the rates' medians, and that of CPU seconds.
-Neither case holds decoded pictures: in the first all encoded ones fit the memory budget, in the
-second row groups are memory-mapped from the cache on the local disk."""
+Neither case holds decoded pictures: they are read from the data set's file where they lie."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ from cluster.data.reader import read_batches
 
 WAIT_BAR_PERCENT = 1.0
 READ_BAR = 0.9
-CASES = {  # size_px, memory_budget_mib: too little for the decoded, and for the encoded pictures
-    "encoded pictures in memory": (64, 8),
-    "row groups in the disk cache": (32, 1),
+CASES = {  # size_px, memory_budget_mib: too little for the decoded pictures
+    "64 px, pictures in their file": (64, 8),
+    "32 px, pictures in their file": (32, 1),
 }
 
 

@@ -32,30 +32,84 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="folder, s3:// prefix, or a list (.csv, .jsonl, .parquet) of the pictures",
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        help="folder or s3://bucket/prefix to fill; what this command packed there "
+        "before is kept where unchanged",
+        metavar="URI",
+    ),
+]
+LayoutName = Annotated[
+    Literal["tree", "side-by-side", "list"] | None,
+    typer.Option(
+        help="how pairs lie in SOURCE; default: as the names say. Give it where they mislead"
+    ),
+]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        help="one label for all pairs, where folders are no classes; default: the folder "
+        "or the list"
+    ),
+]
+ConditionSide = Annotated[
+    Literal["left", "right"],
+    typer.Option(help="where the condition stands in a picture that holds both sides"),
+]
+SizePx = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=4096,
+        help="resize pictures to so many pixels a side, for smaller shards; default: "
+        "files as they are",
+    ),
+]
+TestShare = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="share of the pairs held out as the test split, by a hash of the id; "
+        "raising it moves none back",
+    ),
+]
+RowsPerShard = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="most pairs in a Parquet file; fewer for large pictures, as a file is fetched whole",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="shards packed at a time; 0: one, without Ray, quicker for small sets; "
+        "default: one per CPU",
+    ),
+]
+
+
 @app.command()
 def pack(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="folder, s3:// prefix, or a list")
-    ],
-    out: Annotated[str, typer.Option(help="folder or s3://bucket/prefix to fill", metavar="URI")],
-    layout: Annotated[
-        Literal["tree", "side-by-side", "list"] | None,
-        typer.Option(help="how pairs lie in SOURCE; default: seen from the names"),
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="one label for all pairs")] = None,
-    condition_side: Annotated[
-        Literal["left", "right"], typer.Option(help="of a picture that holds both sides")
-    ] = "left",
-    size_px: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="resize to this; default: files as they are")
-    ] = None,
-    test_share: Annotated[
-        float, typer.Option(min=0, max=1, help="held out, by hash of the id")
-    ] = 0.1,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="pairs in a Parquet file")] = 1024,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="shards at a time; 0: no Ray; default: one per CPU")
-    ] = None,
+    source: Source,
+    out: Out,
+    layout: LayoutName = None,
+    label: Label = None,
+    condition_side: ConditionSide = "left",
+    size_px: SizePx = None,
+    test_share: TestShare = 0.1,
+    rows_per_shard: RowsPerShard = 1024,
+    workers: Workers = None,
     address: Address = None,
     as_json: Json = False,
 ) -> None:
@@ -105,8 +159,17 @@ def _runner(workers: int | None, address: str | None) -> Runner:
 
 @app.command()
 def inspect(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="Parquet file, folder or s3:// prefix")],
-    out: Annotated[Path | None, typer.Option(help="write a contact sheet, a PNG")] = None,
+    uri: Annotated[
+        str,
+        typer.Argument(
+            metavar="URI",
+            help="Parquet file, folder of them, folder with train and test, or s3:// prefix",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="PNG file to write a contact sheet to: four pairs of each of 24 labels"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Count labels, sizes and problems of a data set. Exit code 1 if there are problems."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw
 
 from aalnet.errors import DataError
-from cluster.data.pairs import Rows
 from cluster.data.pictures import open_picture, png
-from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
+from cluster.data.rows import OpenFile, read_rows
+from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_index
 from cluster.storage.location import open_store
 
 SPLITS = ("train", "test")
@@ -63,7 +63,7 @@ def inspect(source: str, progress: Progress) -> Inspection:
         about = found.splits[split] = Split(shards=len(shards), bytes=sum(s.bytes for s in shards))
         for shard in shards:
             try:
-                index = Index(read_index(shard))
+                index = read_index(shard)
             except DataError as error:
                 found.problems.append(Problem(split, "", str(error)))
                 continue
@@ -100,7 +100,7 @@ class _Reader:
     ) -> None:
         """Check all pairs of a row group."""
         try:
-            rows = Rows(read_group(shard, number, len(ids)), mapped=False)
+            rows = read_rows(shard, number, len(ids))
         except DataError as error:
             self._problem(split, "", f"row group {number}: {error}")
             return
@@ -111,7 +111,7 @@ class _Reader:
             self.found.splits[split].labels[label] += 1
             self._check_id(split, name)
             try:
-                self._pair(split, name, label, [rows.picture(side, row) for side in (0, 1)])
+                self._pair(split, name, label, rows.pictures(row, OpenFile))
             except DataError as error:
                 self._problem(split, name, str(error))
 

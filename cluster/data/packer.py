@@ -17,8 +17,8 @@ from aalnet.errors import DataError
 from cluster.data.packing import FORMAT, Form, Job, Side, modes_of
 from cluster.data.shards import S3, UNFINISHED
 from cluster.data.sources import Item, Layout, Listing, Rejected, list_source
-from cluster.storage.store import BlobMissing, Store
 from cluster.storage.location import open_store
+from cluster.storage.store import BlobMissing, Store
 
 SPLITS = ("train", "test")
 SHARD_BYTES = 256 * 2**20

@@ -23,8 +23,8 @@ from aalnet.errors import DataError
 from cluster.data.pictures import CHANNELS, FORMATS, check_picture, open_picture, png, resized
 from cluster.data.shards import S3
 from cluster.data.sources import Item, Rejected
-from cluster.storage.store import BlobMissing, Store
 from cluster.storage.location import open_store
+from cluster.storage.store import BlobMissing, Store
 
 FORMAT = 1  # of shards and manifests; another one packs everything anew
 LARGEST_FILE_BYTES = 64 * 2**20

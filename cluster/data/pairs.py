@@ -7,25 +7,27 @@ pictures are square and of one size, grey or RGB; a condition has the size of it
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from aalnet.errors import DataError
 from aalnet.networks import DataSpec
 from cluster.cache import cache_folder
 from cluster.data.pictures import open_picture, planes, resized
-from cluster.data.row_cache import RowCache
-from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_group, read_index
+from cluster.data.rows import OpenFile, Rows, read_rows
+from cluster.data.shard_cache import ShardCache
+from cluster.data.shards import PICTURES, Index, Shard, list_shards, read_index
 
 AT_ONCE = 8  # shards in S3 whose indices are read side by side
-MAPPED = 4096  # row groups mapped at a time; the kernel allows a process about 65,000
+OPEN_FILES = 256  # shards kept open; a process may have 1,024 files
 GIB, MIB = 2**30, 2**20
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # condition [Cx, S, S], target [Cy, S, S]
 
@@ -38,52 +40,30 @@ class _RowGroup:
     rows: int
 
 
-class Rows:
-    """The encoded pictures of a row group, in memory or mapped from the local disk."""
-
-    def __init__(self, table: pa.Table, mapped: bool) -> None:
-        self.bytes, self.mapped = table.nbytes, mapped
-        self._sides = [_Column(table.column(side).chunk(0)) for side in PICTURES]
-
-    def picture(self, side: int, row: int) -> bytes | None:
-        """A copy of one picture's bytes: small, and the quickest way to them."""
-        column = self._sides[side]
-        if column.missing is not None and column.missing[row]:
-            return None
-        return bytes(column.data[column.ends[row] : column.ends[row + 1]])
-
-
-class _Column:
-    """The buffers of a binary column that is in one piece."""
-
-    def __init__(self, array: pa.LargeBinaryArray) -> None:
-        _, offsets, data = array.buffers()
-        self.ends = np.frombuffer(offsets, np.int64)[array.offset :].tolist()
-        self.data = memoryview(data if data is not None else b"")
-        self.missing = array.is_null().to_pylist() if array.null_count else None
-
-
 class Pairs:
     """A data set opened for reading. Rows keep the order of the files.
 
-    Decoded pairs stay in memory when all fit into `memory_budget_mib`. Otherwise pairs are
-    decoded when asked for: from encoded row groups in memory where those of a local data set
-    fit, else from row groups on the local disk, `cache_gib` of them.
+    Decoded pairs stay in memory when all fit into `memory_budget_mib`. Otherwise a pair is decoded
+    when it is needed, from the shard's file: where it lies on a local disk, else its copy in the
+    cache, as far as `cache_gib` goes. Row groups of shards without a copy are held in memory, the
+    last ones that the budget has room for.
     """
 
     def __init__(
         self, source: str, size_px: int, memory_budget_mib: int = 2048, cache_gib: float = 20
     ) -> None:
+        """Raises DataError where the data set is missing or damaged, StoreError where S3 fails."""
         self.source = source
         self.size_px = size_px
         self._budget_bytes = memory_budget_mib * MIB
-        self._cap_bytes = int(cache_gib * GIB)
-        self._cache = RowCache(cache_folder(), self._cap_bytes) if cache_gib else None
+        self._cache = ShardCache(cache_folder(), int(cache_gib * GIB))
+        self._copied: set[Shard] = set()  # those to be read from the cache
+        self._opened = lru_cache(OPEN_FILES)(OpenFile)
         self._groups: list[_RowGroup] = []
         self._open(list_shards(source))
         self._group_starts = [group.first_row for group in self._groups]
-        self._kept: OrderedDict[int, Rows] = OrderedDict()
-        self._encoded_bytes = self._mapped_bytes = 0
+        self._rows: dict[int, Rows] = {}  # by number of the row group
+        self._memory_bytes: OrderedDict[int, int] = OrderedDict()  # of those held in memory
         self._decoded: NDArray[np.uint8] | None = None
         self.channels = (0, 0)  # until the first pair is known
         views = self._views(0)
@@ -103,14 +83,14 @@ class Pairs:
         Raises:
             DataError: a row has a label that `names` lacks.
         """
-        known = {name: i for i, name in enumerate(names)}
-        unknown = [label for label in self.label_names if label not in known]
+        numbers = {name: i for i, name in enumerate(names)}
+        unknown = [label for label in self.label_names if label not in numbers]
         if unknown:
             raise DataError(
                 f"data set `{self.source}` has the label `{unknown[0]}`, which the model was not "
                 f"trained on; it knows {', '.join(names)}"
             )
-        return np.array([known[label] for label in self._labels], dtype=np.int64)
+        return np.array([numbers[label] for label in self._labels], dtype=np.int64)
 
     def require_channels(self, channels: tuple[int, int]) -> None:
         """Raises DataError unless conditions and targets have these many channels."""
@@ -137,11 +117,12 @@ class Pairs:
 
         for group in self._groups:
             rows = range(group.first_row, group.first_row + group.rows)
-            self._rows_of(group.first_row)
+            self._pictures(group.first_row)  # reads the group
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(fill, rows))
         self._decoded = decoded
-        self._kept.clear()
+        self._rows.clear()
+        self._memory_bytes.clear()
 
     def pair(self, row: int) -> Pair:
         """condition uint8 [Cx, S, S] and target uint8 [Cy, S, S] of one row."""
@@ -161,7 +142,7 @@ class Pairs:
             indices = list(pool.map(self._index, shards))
         ids: list[str | None] = []
         labels: list[str | None] = []
-        encoded_bytes = 0
+        encoded_bytes = copied_bytes = 0
         for shard, index in zip(shards, indices, strict=True):
             first_row = len(ids)
             ids += index.ids
@@ -171,6 +152,13 @@ class Pairs:
                     self._groups.append(_RowGroup(shard, number, first_row, rows))
                 first_row += rows
                 encoded_bytes += size
+            if shard.store is not None or index.compressed:
+                # Those beyond the cap are left out: in a random order they would push out the rest.
+                copied_bytes += sum(size for _, size in index.groups)
+                if copied_bytes <= self._cache.cap_bytes:
+                    self._copied.add(shard)
+        if shards[0].store is None and encoded_bytes <= self._budget_bytes:
+            self._copied.clear()  # memory has room for them
         if not ids:
             raise DataError(f"data set `{self.source}` has no rows; pack it anew")
         self.ids = [one for one in ids if one is not None]
@@ -179,22 +167,19 @@ class Pairs:
             row = next(i for i in range(len(ids)) if ids[i] is None or labels[i] is None)
             raise DataError(f"data set `{self.source}`: row {row} has no id or no label")
         self.label_names = tuple(sorted(set(self._labels)))
-        if shards[0].store is None and encoded_bytes <= self._budget_bytes:
-            self._cache = None  # the disk would hold what memory holds anyway
 
     def _index(self, shard: Shard) -> Index:
-        if shard.store is None or self._cache is None:
-            return Index(read_index(shard))
-        return Index(self._cache.table(f"index {shard.identity}", lambda: read_index(shard))[0])
+        copy = None if shard.store is None else self._cache.existing(shard)
+        if copy is not None:
+            with contextlib.suppress(DataError):  # damaged: its first row group mends it
+                return read_index(copy)
+        return read_index(shard)
 
     def _views(self, row: int) -> Pair:
         """Both pictures of a row, decoded and checked."""
-        number, rows = self._rows_of(row)
-        at = row - self._group_starts[number]
         pictures = []
-        for side, column in enumerate(PICTURES):
+        for column, data in zip(PICTURES, self._pictures(row), strict=True):
             name = f"{column} of `{self.ids[row]}` in `{self.source}`"
-            data = rows.picture(side, at)
             if data is None:
                 raise DataError(f"{name} is empty; pack it anew")
             pictures.append(open_picture(data, name))
@@ -214,35 +199,33 @@ class Pairs:
             )
         return views
 
-    def _rows_of(self, row: int) -> tuple[int, Rows]:
-        """The row group that holds a row, encoded, kept while there is room."""
+    def _pictures(self, row: int) -> list[bytes | None]:
+        """The files of a row's condition and target."""
         number = bisect_right(self._group_starts, row) - 1
-        kept = self._kept.get(number)
-        if kept is not None:
-            self._kept.move_to_end(number)
-            return number, kept
-        kept = self._kept[number] = self._read(self._groups[number])
-        self._count(kept, 1)
-        while len(self._kept) > 1 and (
-            self._encoded_bytes > self._budget_bytes
-            or self._mapped_bytes > self._cap_bytes
-            or len(self._kept) > MAPPED
-        ):
-            self._count(self._kept.popitem(last=False)[1], -1)
-        return number, kept
+        group = self._groups[number]
+        try:
+            return self._rows_of(number).pictures(row - group.first_row, self._opened)
+        except DataError:
+            if group.shard not in self._copied:
+                raise
+        # The copy is damaged, or has left the cache: it is made again.
+        self._rows.pop(number, None)
+        self._cache.remove(group.shard)
+        return self._rows_of(number).pictures(row - group.first_row, self._opened)
 
-    def _read(self, group: _RowGroup) -> Rows:
-        def fetch() -> pa.Table:
-            return read_group(group.shard, group.index, group.rows)
-
-        if self._cache is None:
-            table, mapped = fetch(), False
-        else:
-            table, mapped = self._cache.table(f"{group.index} {group.shard.identity}", fetch)
-        return Rows(table, mapped)
-
-    def _count(self, rows: Rows, sign: int) -> None:
-        if rows.mapped:
-            self._mapped_bytes += sign * rows.bytes
-        else:
-            self._encoded_bytes += sign * rows.bytes
+    def _rows_of(self, number: int) -> Rows:
+        """A row group, read once; of those in memory the last used, while there is room."""
+        rows = self._rows.get(number)
+        if rows is None:
+            group = self._groups[number]
+            copied = group.shard in self._copied
+            shard = self._cache.copy_of(group.shard) if copied else group.shard
+            rows = self._rows[number] = read_rows(shard, group.index, group.rows)
+            if rows.shard is None:
+                self._memory_bytes[number] = rows.bytes
+            held = self._memory_bytes
+            while len(held) > 1 and sum(held.values()) > self._budget_bytes:
+                del self._rows[held.popitem(last=False)[0]]
+        elif rows.shard is None:
+            self._memory_bytes.move_to_end(number)
+        return rows

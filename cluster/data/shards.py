@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from aalnet.errors import DataError
-from cluster.storage.store import BlobMissing, Store
 from cluster.storage.location import open_store
+from cluster.storage.store import BlobMissing, Store
 
 COLUMNS = ("id", "label", "condition", "target")
 PICTURES = COLUMNS[2:]
+PICTURE_PATHS = tuple(f"{side}.bytes" for side in PICTURES)  # in a file's footer
 UNFINISHED = "_unfinished.json"  # stands in a folder that `aalnet data pack` is still filling
 S3 = "s3://"
 
@@ -46,7 +44,9 @@ class Shard:
         """The file. StoreError where the storage fails, DataError where the file is damaged."""
         try:
             source = Path(self.name) if self.store is None else StoreFile(self)
-            with pq.ParquetFile(source, pre_buffer=self.store is not None) as file:
+            with pq.ParquetFile(
+                source, pre_buffer=self.store is not None, page_checksum_verification=True
+            ) as file:
                 yield file
         except BlobMissing as error:
             raise DataError(f"`{self.name}` is gone; pack it anew") from error
@@ -68,23 +68,24 @@ class StoreFile(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def seekable(self) -> bool:
+        """Yes."""
         return True
 
-    def tell(self) -> int:
-        return self._at
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place; returns it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._bytes}[whence]
         self._at = start + offset
         return self._at
 
     def read(self, size: int | None = -1) -> bytes:
-        left = max(self._bytes - self._at, 0)
-        wanted = left if size is None or size < 0 else min(size, left)
-        data = self._store.read_range(self._key, self._at, wanted)
+        """The next `size` bytes, or all that follow. Raises StoreError."""
+        rest = max(self._bytes - self._at, 0)
+        length = rest if size is None or size < 0 else min(size, rest)
+        data = self._store.read_range(self._key, self._at, length)
         self._at += len(data)
         return data
 
@@ -93,20 +94,10 @@ class StoreFile(io.RawIOBase):
 class Index:
     """What is known of a shard without its pictures."""
 
-    table: pa.Table  # id, label; the row groups stand in its metadata
-
-    @property
-    def ids(self) -> list[str | None]:
-        return self.table.column("id").to_pylist()  # type: ignore[no-any-return]
-
-    @property
-    def labels(self) -> list[str | None]:
-        return self.table.column("label").to_pylist()  # type: ignore[no-any-return]
-
-    @cached_property
-    def groups(self) -> list[tuple[int, int]]:
-        """Rows and uncompressed bytes of each row group."""
-        return [tuple(group) for group in json.loads(self.table.schema.metadata[b"groups"])]
+    ids: list[str | None]
+    labels: list[str | None]
+    groups: list[tuple[int, int]]  # rows and uncompressed bytes of each row group
+    compressed: bool  # pictures cannot be read where they lie
 
 
 def list_shards(source: str) -> list[Shard]:
@@ -118,32 +109,23 @@ def list_shards(source: str) -> list[Shard]:
     return _in_s3(source) if source.startswith(S3) else _on_disk(source)
 
 
-def read_index(shard: Shard) -> pa.Table:
-    """Ids and labels of a shard; the sizes of its row groups stand in the metadata."""
+def read_index(shard: Shard) -> Index:
+    """Ids, labels and row groups of a shard. Raises DataError, StoreError."""
     with shard.opened() as file:
         _check_schema(shard.name, file.schema_arrow)
-        about = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
-        groups = [(group.num_rows, group.total_byte_size) for group in about]
+        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
         table = file.read(columns=["id", "label"])
-        if table.num_rows != sum(rows for rows, _ in groups):
+        if table.num_rows != sum(group.num_rows for group in groups):
             raise OSError(f"{table.num_rows} rows where the footer has another number")
         # Names that are not UTF-8 come out here, not where they are used.
-        table.column("id").to_pylist(), table.column("label").to_pylist()
-        plain = pa.schema([("id", pa.large_string()), ("label", pa.large_string())])
-        return table.select(["id", "label"]).cast(plain).replace_schema_metadata({
-            "groups": json.dumps(groups)
-        })  # fmt: skip
-
-
-def read_group(shard: Shard, index: int, rows: int) -> pa.Table:
-    """The encoded pictures of one row group: columns condition and target, in one piece."""
-    with shard.opened() as file:
-        table = file.read_row_group(index, columns=list(PICTURES))
-        if table.num_rows != rows:
-            raise OSError(f"{table.num_rows} rows where {rows} should be")
-        sides = [pc.struct_field(table.column(side), "bytes") for side in PICTURES]
-        wide = [side.cast(pa.large_binary()).combine_chunks() for side in sides]
-    return pa.table(dict(zip(PICTURES, wide, strict=True)))
+        ids, labels = (table.column(name).to_pylist() for name in ("id", "label"))
+    return Index(
+        ids,
+        labels,
+        [(group.num_rows, group.total_byte_size) for group in groups],
+        any(c.compression != "UNCOMPRESSED" for c in columns if c.path_in_schema in PICTURE_PATHS),
+    )
 
 
 def _on_disk(source: str) -> list[Shard]:

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from aalnet.errors import DataError
 from cluster.data.shards import S3
 from cluster.data.walk import PICTURE, File, Walk, file_at
-from cluster.storage.store import BlobMissing
 from cluster.storage.location import open_store
+from cluster.storage.store import BlobMissing
 
 Layout = Literal["tree", "side-by-side", "list"]
 LIST_ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet")

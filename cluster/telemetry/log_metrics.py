@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from aalnet.settings import Cause, Settings
+from aalnet.settings import RetryCause, Settings
 from cluster.runs.figures import FIGURE_ORDER, floor_of, kid_name
 from cluster.runs.goodput import PARTS, Account
 from cluster.runs.run import Record
 from cluster.telemetry.metrics import RunMetrics
 
-RESTARTS = (*get_args(Cause), "resize", "driver")
+RESTARTS = (*get_args(RetryCause), "resize", "driver")
 NON_FINITE = "non_finite"  # as cluster/training/policy.py has it, which needs torch
 NAMES = 100  # of terms, figures and causes together, whatever a damaged log holds
 ACCURACIES = {
