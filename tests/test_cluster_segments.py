@@ -153,15 +153,14 @@ def test_a_writer_that_dies_at_any_request_loses_and_doubles_nothing(tmp_path: P
 
 def steps_of(log: LogFile) -> list[tuple[Callable[[], None], bytes]]:
     """What a run does to its log, and what the log holds after each step."""
-    steps: list[tuple[Callable[[], None], bytes]] = [
-        (lambda n=n: log.append(numbered(n)), numbered(*range(n + 1)))
-        for n in range(6)  # type: ignore[misc]
-    ]
-    steps.append((lambda: log.replace(numbered(0, 1, 3)), numbered(0, 1, 3)))
-    steps += [
-        (lambda n=n: log.append(numbered(n)), numbered(0, 1, 3, *range(7, n + 1)))  # type: ignore[misc]
-        for n in range(7, 13)
-    ]
+
+    def append(number: int) -> Callable[[], None]:
+        return lambda: log.append(numbered(number))
+
+    cut = numbered(0, 1, 3)
+    steps = [(append(n), numbered(*range(n + 1))) for n in range(6)]
+    steps.append((lambda: log.replace(cut), cut))
+    steps += [(append(n), cut + numbered(*range(7, n + 1))) for n in range(7, 13)]
     return [*steps, (log.finish, steps[-1][1]), (lambda: log.append(b"x\n"), steps[-1][1] + b"x\n")]
 
 
