@@ -10,7 +10,7 @@ from PIL import Image
 
 from aalnet.errors import DataError
 from cluster.data.inspection import contact_sheet, inspect
-from cluster.data.packer import Pack, pack
+from cluster.data.packer import PackOptions, pack
 from cluster.data.packing import pack_shard
 from cluster.data.pairs import Pairs
 from cluster.data.shards import UNFINISHED
@@ -94,7 +94,7 @@ def test_pack_with_ray_gives_the_same_bytes(tmp_path: Path) -> None:
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    asked = Pack(str(source), str(tmp_path / "other"), rows_per_shard=10)
+    asked = PackOptions(str(source), str(tmp_path / "other"), rows_per_shard=10)
     pack(asked, lambda jobs: map(pack_shard, jobs), lambda *_: None)
     files = [p for p in (tmp_path / "other").rglob("*") if p.is_file() and p.suffix == ".parquet"]
     assert len(files) >= 12
