@@ -46,14 +46,17 @@ class LazyGroup(TyperGroup):
     """A group that lists commands by name and imports a module only when its command is run."""
 
     def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the one-line help; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself, its module imported now."""
         name, listed, rest = super().resolve_command(ctx, args)
         if name is None or listed is None:
             return name, listed, rest

@@ -44,6 +44,7 @@ class ResNetBlock(nn.Module):
         self.last = conv(c_out, c_out, 3, SILU_GAIN * BRANCH_GAIN)
 
     def forward(self, h: Tensor) -> Tensor:
+        """h [N, C_in, H, W] -> [N, C_out, H, W]."""
         branch: Tensor = self.last(F.silu(self.first(F.silu(h))))
         skipped: Tensor = self.shortcut(h)
         return branch + skipped
@@ -61,6 +62,7 @@ class DenseNetBlock(nn.Module):
         self.last = conv(c_in + 2 * growth, c_out, 1, SILU_GAIN * BRANCH_GAIN)
 
     def forward(self, h: Tensor) -> Tensor:
+        """h [N, C_in, H, W] -> [N, C_out, H, W]."""
         features = F.silu(h)
         for layer in (self.first, self.second):
             features = torch.cat([features, F.silu(layer(features))], dim=1)
@@ -85,6 +87,7 @@ class InceptionBlock(nn.Module):
         self.last = conv(5 * width, c_out, 1, SILU_GAIN * BRANCH_GAIN)
 
     def forward(self, h: Tensor) -> Tensor:
+        """h [N, C_in, H, W] -> [N, C_out, H, W]."""
         a = F.silu(h)
         pooled = F.avg_pool2d(a, 3, stride=1, padding=1, count_include_pad=False)
         branches = [self.point(a), self.near(a), self.far(a), self.pooled(pooled)]

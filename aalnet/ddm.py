@@ -32,15 +32,15 @@ def discriminator_terms(state: TrainState, batch: Batch, samples: Tensor) -> Ter
     """What D maximises, with samples detached from G (3.3); terms of weight 0 are left out."""
     objective = state.settings.objective
     fake, real = judge(state, batch, samples)
-    found = {
+    values = {
         "separation": terms.separation(fake, real),
         **accuracies(fake, real),
     }
     if objective.eta * objective.offset_share:
         own, other = state.discriminator.encoder, state.generator.encoder
         distance = terms.offset(own.parameters(), other.parameters())
-        found["discriminator_offset"] = distance.expand(len(real))
-    return found | smoothness_terms(state, batch, samples)
+        values["discriminator_offset"] = distance.expand(len(real))
+    return values | smoothness_terms(state, batch, samples)
 
 
 def accuracies(fake: Tensor, real: Tensor) -> Terms:
@@ -81,15 +81,15 @@ def generator_terms(
 ) -> Terms:
     """G's own objective against the updated D (2.4, 3.3); terms of weight 0 are left out."""
     objective = state.settings.objective
-    found = {"log_likelihood": terms.log_likelihood(samples, batch.target, objective.scale)}
+    values = {"log_likelihood": terms.log_likelihood(samples, batch.target, objective.scale)}
     if objective.lambda_:
-        found["realism"] = terms.realism(fake, real)
+        values["realism"] = terms.realism(fake, real)
     if objective.eta:
-        found["entropy"] = terms.entropy(samples, objective.scale)
+        values["entropy"] = terms.entropy(samples, objective.scale)
     if objective.eta * objective.offset_share:
         own, other = state.generator.encoder, state.discriminator.encoder
-        found["offset"] = terms.offset(own.parameters(), other.parameters()).expand(len(real))
-    return found
+        values["offset"] = terms.offset(own.parameters(), other.parameters()).expand(len(real))
+    return values
 
 
 def generator_weights(objective: ObjectiveSettings) -> dict[str, float]:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from aalnet import terms
 from aalnet.batch import Batch, World
-from aalnet.penalties import Objective, Parameters, squared_norm_gradient
+from aalnet.penalties import OutputFunction, Parameters, squared_norm_gradient
 from aalnet.state import TrainState
 from aalnet.terms import Terms
 
@@ -62,17 +62,17 @@ def add_penalty_gradients(state: TrainState, batch: Batch, world: World) -> Term
     return measured
 
 
-def _summed_density(state: TrainState, batch: Batch) -> Objective:
+def _summed_density(state: TrainState, batch: Batch) -> OutputFunction:
     """f = mean over the global batch of sum_k p(mu_k|x), by way of the samples (3.3, fourth)."""
 
     def value(samples: Tensor) -> Tensor:
         density = terms.summed_density(samples, state.settings.objective.scale)
         return density.sum() / batch.global_images
 
-    return Objective(output=partial(_draw, state, batch), value=value)
+    return OutputFunction(output=partial(_draw, state, batch), value=value)
 
 
-def _separation(state: TrainState, batch: Batch) -> Objective:
+def _separation(state: TrainState, batch: Batch) -> OutputFunction:
     """f = mean over the global batch of L_D, by way of D's logits (3.4, second)."""
     with torch.no_grad():
         real = state.discriminator(batch.condition, batch.target, batch.label)
@@ -85,7 +85,7 @@ def _separation(state: TrainState, batch: Batch) -> Objective:
     def value(fake: Tensor) -> Tensor:
         return terms.separation(fake, real).sum() / batch.global_images
 
-    return Objective(output, value)
+    return OutputFunction(output, value)
 
 
 def _draw(state: TrainState, batch: Batch, parameters: Parameters) -> Tensor:

@@ -86,6 +86,7 @@ class Encoder(nn.Module):
         )
 
     def forward(self, h: Tensor) -> list[Tensor]:
+        """h [N, C_0, H, W] -> the features of each level [N, C_i, H/2^i, W/2^i]."""
         features: list[Tensor] = []
         for i, level in enumerate(self.levels):
             h = level(F.avg_pool2d(h, 2) if i else h)
@@ -146,6 +147,7 @@ class Generator(nn.Module):
             nn.init.constant_(self.start.weight, 1 / spec.condition_channels)
 
     def forward(self, condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
+        """condition [N, Cx, H, W], label [N], noise [N, K, Z] -> samples [N, K, Cy, H, W]."""
         n, k, _ = noise.shape
         skips = self.encode(condition)
         label_embedding = self.label(label)[:, None].expand(n, k, -1)
@@ -219,6 +221,7 @@ class Discriminator(_PairEncoder):
         self.logit = linear(e, 1, SILU_GAIN)
 
     def forward(self, condition: Tensor, images: Tensor, label: Tensor) -> Tensor:
+        """images [N, Cy, H, W] -> logits [N]; images [N, K, Cy, H, W] -> logits [N, K]."""
         if images.ndim == 4:
             return self.forward(condition, images[:, None], label)[:, 0]
         n, judged = images.shape[:2]
@@ -240,6 +243,7 @@ class Posterior(_PairEncoder):
         self.moments = linear(self.embedding_size, 2 * settings.network.noise_size, SILU_GAIN)
 
     def forward(self, condition: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs of N images [N, C, H, W] -> mean and log variance of z, each [N, Z]."""
         h = F.silu(self.hidden(self.pair_features(condition, target[:, None])))
         mean, log_variance = _full_precision(self.moments(h)).chunk(2, dim=1)
         return mean, log_variance

@@ -20,7 +20,7 @@ Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Objective:
+class OutputFunction:
     """f(theta) = value(output(theta)): networks first, then a cheap function of their output.
 
     `output` is smooth in the parameters (SiLU networks). `value` gives this worker's share of
@@ -33,7 +33,7 @@ class Objective:
 
 
 def squared_norm_gradient(
-    objective: Objective,
+    objective: OutputFunction,
     parameters: Parameters,
     *,
     method: Literal["exact", "finite_difference"],
@@ -51,7 +51,7 @@ def squared_norm_gradient(
 
 
 def _exact(
-    objective: Objective, parameters: Parameters, world: World
+    objective: OutputFunction, parameters: Parameters, world: World
 ) -> tuple[Tensor, list[Tensor]]:
     value = objective.value(objective.output(parameters))
     share = _gradient(value, parameters, create_graph=True)
@@ -62,7 +62,7 @@ def _exact(
 
 
 def _finite_difference(
-    objective: Objective, parameters: Parameters, h: float, world: World
+    objective: OutputFunction, parameters: Parameters, h: float, world: World
 ) -> tuple[Tensor, list[Tensor]]:
     """Central differences of the networks alone, exact derivatives of `value`.
 

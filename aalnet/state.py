@@ -53,18 +53,21 @@ class TrainState:
 
     @property
     def generator(self) -> Generator:
+        """G as it is trained; users sample from its moving average."""
         network = self.networks["generator"]
         assert isinstance(network, Generator)
         return network
 
     @property
     def discriminator(self) -> Discriminator:
+        """D; the vae has none."""
         network = self.networks["discriminator"]
         assert isinstance(network, Discriminator)
         return network
 
     @property
     def posterior(self) -> Posterior:
+        """q(z given x, y); the vae alone has it."""
         network = self.networks["posterior"]
         assert isinstance(network, Posterior)
         return network
@@ -123,9 +126,9 @@ class TrainState:
             CheckpointError: a file is missing, or a tensor's name, shape or type is another's.
         """
         own = {**self.networks, "ema": self.ema}
-        wanted = {*own, *(f"{name}_optimizer" for name in self.optimizers)}
-        if files.keys() != wanted:
-            raise CheckpointError(f"checkpoint holds {sorted(files)}, wanted {sorted(wanted)}")
+        names = {*own, *(f"{name}_optimizer" for name in self.optimizers)}
+        if files.keys() != names:
+            raise CheckpointError(f"checkpoint holds {sorted(files)}, wanted {sorted(names)}")
         for name, network in own.items():
             load_network(network, files[name], name)
         for name, optimizer in self.optimizers.items():
@@ -145,15 +148,15 @@ def load_network(network: nn.Module, tensors: dict[str, Tensor], name: str) -> N
             value.copy_(tensors[key])
 
 
-def _require_alike(own: dict[str, Tensor], given: dict[str, Tensor], name: str) -> None:
-    if own.keys() != given.keys():
-        differing = sorted(own.keys() ^ given.keys())
+def _require_alike(own: dict[str, Tensor], loaded: dict[str, Tensor], name: str) -> None:
+    if own.keys() != loaded.keys():
+        differing = sorted(own.keys() ^ loaded.keys())
         raise CheckpointError(f"`{name}` does not fit these settings: {differing[0]} differs")
     for key, value in own.items():
-        if value.shape != given[key].shape or value.dtype != given[key].dtype:
+        if value.shape != loaded[key].shape or value.dtype != loaded[key].dtype:
             raise CheckpointError(
-                f"`{name}` does not fit these settings: {key} is {given[key].dtype} "
-                f"{tuple(given[key].shape)}, wanted {value.dtype} {tuple(value.shape)}"
+                f"`{name}` does not fit these settings: {key} is {loaded[key].dtype} "
+                f"{tuple(loaded[key].shape)}, wanted {value.dtype} {tuple(value.shape)}"
             )
 
 

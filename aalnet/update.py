@@ -19,8 +19,8 @@ from aalnet.terms import Terms, weighted_sum
 def learning_rate(optimizer: OptimizerSettings, run: RunSettings, images_seen: int) -> float:
     """Linear warm-up over `warmup_images`, then constant, then linear to 0 in `decay_share`."""
     warmup = min(1.0, (images_seen + 1) / max(1, optimizer.warmup_images))
-    left = max(0.0, 1 - images_seen / run.images)
-    decay = min(1.0, left / optimizer.decay_share) if optimizer.decay_share else 1.0
+    remaining = max(0.0, 1 - images_seen / run.images)
+    decay = min(1.0, remaining / optimizer.decay_share) if optimizer.decay_share else 1.0
     return optimizer.lr * warmup * decay
 
 

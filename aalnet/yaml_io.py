@@ -32,16 +32,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e-3` and `2:4` as YAML 1.2 does, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise yaml.YAMLError("a key must be a plain word")
-            if key in seen:
+            if key in keys:
                 raise yaml.YAMLError(f"the key `{key}` stands twice")
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -126,24 +126,24 @@ def validate(model: type[Model], values: dict[str, Any]) -> Model:
 
 def _explain(model: type[BaseModel], error: ValidationError) -> list[str]:
     """One line per setting that is wrong; the members of a union share one."""
-    known = _known_keys(model)
+    names = _known_keys(model)
     lines: list[str] = []
     rules: dict[str, list[str]] = {}
-    given: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for problem in error.errors():
         location = [part for part in problem["loc"] if isinstance(part, str)]
         if problem["type"] == "extra_forbidden":
-            lines.append(_unknown(".".join(location), known))
+            lines.append(_unknown(".".join(location), names))
         elif problem["type"] == "value_error" and not location:
             lines.append(str(problem["ctx"]["error"]))
         else:
-            while location and ".".join(location) not in known:
+            while location and ".".join(location) not in names:
                 location.pop()  # pydantic appends the member of a union
             dotted = ".".join(location) or "settings"
             rules.setdefault(dotted, []).append(_rule(dict(problem)))
-            given.setdefault(dotted, problem["input"])
+            inputs.setdefault(dotted, problem["input"])
     lines += [
-        f"{dotted} must be {' or '.join(dict.fromkeys(found))}, got {SHORT.repr(given[dotted])}"
+        f"{dotted} must be {' or '.join(dict.fromkeys(found))}, got {SHORT.repr(inputs[dotted])}"
         for dotted, found in rules.items()
     ]
     return lines
@@ -164,10 +164,10 @@ def _rule(problem: dict[str, Any]) -> str:
     return rule
 
 
-def _unknown(dotted: str, known: dict[str, None]) -> str:
+def _unknown(dotted: str, names: dict[str, None]) -> str:
     leaf = dotted.rpartition(".")[2]
-    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.7) or [
-        name for name in known if name.rpartition(".")[2] == leaf
+    close = difflib.get_close_matches(dotted, names, n=1, cutoff=0.7) or [
+        name for name in names if name.rpartition(".")[2] == leaf
     ]
     hint = f"; did you mean `{close[0]}`?" if close else "; see `aalnet schema` for all settings"
     return f"`{dotted}` is not a setting{hint}"

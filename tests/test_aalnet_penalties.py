@@ -15,7 +15,7 @@ from aalnet import mem, terms
 from aalnet.batch import ALONE, Batch, World
 from aalnet.blocks import BLOCKS
 from aalnet.networks import DataSpec
-from aalnet.penalties import Objective, Parameters, squared_norm_gradient
+from aalnet.penalties import OutputFunction, Parameters, squared_norm_gradient
 from aalnet.sampling import noise_for
 from aalnet.settings import ObjectiveSettings, parse_settings
 from aalnet.state import TrainState
@@ -28,7 +28,7 @@ SPEC = DataSpec(labels=("a", "b"), condition_channels=1, target_channels=1)
 N, K, Z = 4, 4, 4
 DEFAULT_STEP = ObjectiveSettings().penalty_step
 
-OBJECTIVES: dict[str, Callable[[TrainState, Batch], Objective]] = {
+OBJECTIVES: dict[str, Callable[[TrainState, Batch], OutputFunction]] = {
     "density_flatness": mem._summed_density,
     "response": mem._separation,
 }
@@ -123,7 +123,11 @@ def test_a_quadratic_by_hand(method: Method) -> None:
     a = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
     b = torch.tensor([-1.5], dtype=torch.float64, requires_grad=True)
     squared, (by_a, by_b) = squared_norm_gradient(
-        Objective(vector_of, quadratic), {"a": a, "b": b}, method=method, step=1e-3, world=ALONE
+        OutputFunction(vector_of, quadratic),
+        {"a": a, "b": b},
+        method=method,
+        step=1e-3,
+        world=ALONE,
     )
     g = (6 * 0.5 - 1.5, 0.5 + 4 * -1.5)
     assert squared.item() == pytest.approx(g[0] ** 2 + g[1] ** 2)
@@ -138,7 +142,7 @@ def test_both_parts_of_the_curvature_by_hand(method: Method) -> None:
     """f = sin(t)^2: g = sin(2 t), H = 2 cos(2 t), from the bend of sin and that of the square."""
     t = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     squared, (gradient,) = squared_norm_gradient(
-        Objective(lambda p: p["t"].sin(), lambda o: o.square().sum()),
+        OutputFunction(lambda p: p["t"].sin(), lambda o: o.square().sum()),
         {"t": t},
         method=method,
         step=1e-4,
@@ -153,7 +157,7 @@ def test_a_corner_of_the_value_beside_the_path_does_no_harm(method: Method) -> N
     """The clamp at 1 lies between the two moved outputs, the point itself just inside."""
     t = torch.tensor([0.9999], dtype=torch.float64, requires_grad=True)
     _, (gradient,) = squared_norm_gradient(
-        Objective(lambda p: p["t"], lambda o: o.clamp(-1, 1).square().sum()),
+        OutputFunction(lambda p: p["t"], lambda o: o.clamp(-1, 1).square().sum()),
         {"t": t},
         method=method,
         step=1e-2,
@@ -166,7 +170,7 @@ def test_a_corner_of_the_value_beside_the_path_does_no_harm(method: Method) -> N
 def test_a_straight_value_leaves_the_curvature_of_the_output(method: Method) -> None:
     t = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
     _, (gradient,) = squared_norm_gradient(
-        Objective(lambda p: p["t"].sin(), lambda o: 3 * o.sum()),
+        OutputFunction(lambda p: p["t"].sin(), lambda o: 3 * o.sum()),
         {"t": t},
         method=method,
         step=1e-4,
@@ -187,7 +191,7 @@ def test_a_flat_objective_gives_exact_zeros(kind: str, method: Method) -> None:
         return (0 * o).square().sum() if kind == "no slope" else o.cos().sum()
 
     squared, gradients = squared_norm_gradient(
-        Objective(output, value), parameters, method=method, step=1e-3, world=ALONE
+        OutputFunction(output, value), parameters, method=method, step=1e-3, world=ALONE
     )
     assert squared.item() == 0
     assert [g.tolist() for g in gradients] == [[0, 0, 0], [0, 0]]
@@ -200,7 +204,7 @@ def test_a_parameter_without_a_say_gets_zeros(method: Method) -> None:
         "idle": torch.ones(3, requires_grad=True),
     }
     _, (_, idle) = squared_norm_gradient(
-        Objective(lambda p: p["a"].sin(), lambda o: o.square().sum()),
+        OutputFunction(lambda p: p["a"].sin(), lambda o: o.square().sum()),
         parameters,
         method=method,
         step=1e-3,

@@ -16,8 +16,8 @@ from PIL import Image
 
 from aalnet.errors import DataError
 from cluster.data import packer, packing
-from cluster.data.packer import Pack, Packed, pack, split_of
-from cluster.data.packing import Job, pack_shard
+from cluster.data.packer import PackOptions, PackReport, pack, split_of
+from cluster.data.packing import ShardPlan, pack_shard
 from cluster.data.pairs import Pairs
 from cluster.data.shards import UNFINISHED
 from cluster.storage.store import StoreError
@@ -26,12 +26,12 @@ from tests.support.s3_server import S3Server, client_of, environment, s3_server
 from tests.support.tiny_runs import encoded, noise_picture
 
 
-def here(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+def here(jobs: list[ShardPlan]) -> Iterator[dict[str, Any]]:
     return map(pack_shard, jobs)
 
 
-def packed(source: Path | str, out: Path | str, **asked: Any) -> Packed:
-    return pack(Pack(str(source), str(out), **asked), here, lambda *_: None)
+def packed(source: Path | str, out: Path | str, **asked: Any) -> PackReport:
+    return pack(PackOptions(str(source), str(out), **asked), here, lambda *_: None)
 
 
 def tree(folder: Path, count: int = 40, size_px: int = 16) -> Path:
@@ -44,7 +44,7 @@ def tree(folder: Path, count: int = 40, size_px: int = 16) -> Path:
     return folder
 
 
-def reasons(done: Packed) -> dict[str, str]:
+def reasons(done: PackReport) -> dict[str, str]:
     return {one.id: one.reason for one in done.rejected}
 
 
@@ -305,11 +305,11 @@ def test_a_second_call_does_nothing_and_a_change_is_packed_anew(tmp_path: Path) 
     before = contents(out)
     done: list[str] = []
 
-    def noted(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    def noted(jobs: list[ShardPlan]) -> Iterator[dict[str, Any]]:
         done.extend(job.shard_key for job in jobs)
         return here(jobs)
 
-    asked = Pack(str(source), str(out), rows_per_shard=10)
+    asked = PackOptions(str(source), str(out), rows_per_shard=10)
     again = pack(asked, noted, lambda *_: None)
     assert done == []
     assert again.shards_done_before == again.shards == first.shards
@@ -331,12 +331,12 @@ def test_a_second_call_does_nothing_and_a_change_is_packed_anew(tmp_path: Path) 
 def test_an_unfinished_pack_is_refused_by_readers_and_goes_on(tmp_path: Path) -> None:
     source, out = tree(tmp_path / "in", 60), tmp_path / "out"
 
-    def two_only(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    def two_only(jobs: list[ShardPlan]) -> Iterator[dict[str, Any]]:
         for job in jobs[:2]:
             yield pack_shard(job)
         raise StoreError("the server is gone")
 
-    asked = Pack(str(source), str(out), rows_per_shard=10)
+    asked = PackOptions(str(source), str(out), rows_per_shard=10)
     with pytest.raises(StoreError):
         pack(asked, two_only, lambda *_: None)
     with pytest.raises(DataError, match="not whole"):

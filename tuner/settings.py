@@ -76,10 +76,7 @@ class BudgetSettings(Section):
 class SamplerSettings(Section):
     """Where suggestions come from."""
 
-    kind: Literal["tpe", "random", "nsga2"] = Field(
-        "tpe",
-        description="tpe learns from trials, random does not, nsga2 is for several objectives",
-    )
+    kind: Literal["tpe", "random", "nsga2"] = Field("tpe", description="nsga2: several objectives")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     startup_trials: Annotated[int, Field(ge=0)] = Field(
         8, description="random trials before it learns"

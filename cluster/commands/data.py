@@ -21,8 +21,8 @@ from cluster.commands.options import Address, Json
 from cluster.view.progress import printable
 
 if TYPE_CHECKING:
-    from cluster.data.packer import Runner
-    from cluster.data.packing import Job
+    from cluster.data.packer import PackShards
+    from cluster.data.packing import ShardPlan
 
 LINE_EVERY_S = 5.0  # plain lines, where there is no terminal
 SHOWN = 10  # rejected pairs or problems on the terminal; the files have them all
@@ -122,15 +122,15 @@ def pack(
     """
     from cluster.data import packer
 
-    asked = packer.Pack(
+    options = packer.PackOptions(
         source, out, layout, label, condition_side, size_px, test_share, rows_per_shard
     )
     started_s = time.perf_counter()
-    with _Shown("pairs", quiet=as_json) as shown:
+    with _ProgressBar("pairs", quiet=as_json) as bar:
         done = packer.pack(
-            asked,
+            options,
             _runner(workers, address),
-            lambda seen, total, left: shown.at(seen, total, f"{left:,} left out"),
+            lambda done_pairs, total, rejected: bar.at(done_pairs, total, f"{rejected:,} left out"),
         )
     if as_json:
         print(json.dumps(asdict(done), indent=2))
@@ -138,18 +138,18 @@ def pack(
         _tell_packed(done, out, time.perf_counter() - started_s)
 
 
-def _runner(workers: int | None, address: str | None) -> Runner:
+def _runner(workers: int | None, address: str | None) -> PackShards:
     """Does jobs in this process, or with Ray, which takes seconds to start."""
     from cluster.data.packing import pack_shard
     from cluster.storage.store import StoreError
 
-    def run(jobs: list[Job]) -> Iterator[dict[str, Any]]:
+    def run(shards: list[ShardPlan]) -> Iterator[dict[str, Any]]:
         if workers == 0:
-            yield from map(pack_shard, jobs)
+            yield from map(pack_shard, shards)
             return
         from cluster.data.ray_data import packed_with_ray
 
-        for manifest in packed_with_ray(jobs, workers, address):
+        for manifest in packed_with_ray(shards, workers, address):
             if "error" in manifest:
                 raise StoreError(f"{manifest['error']}; the same command goes on")
             yield manifest
@@ -178,25 +178,25 @@ def inspect(
 
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out} must end in .png")
-    with _Shown("pairs", quiet=as_json) as shown:
-        found = inspected(uri, lambda seen, total: shown.at(seen, total, ""))
+    with _ProgressBar("pairs", quiet=as_json) as bar:
+        report = inspected(uri, lambda done_pairs, total: bar.at(done_pairs, total, ""))
     if out is not None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(contact_sheet(found))
+            out.write_bytes(contact_sheet(report))
         except OSError as error:
             raise ConfigError(f"--out {out} cannot be written: {error.strerror}") from error
     if as_json:
-        splits = {name: vars(split) for name, split in found.splits.items()}
-        problems = [asdict(problem) for problem in found.problems]
+        splits = {name: vars(split) for name, split in report.splits.items()}
+        problems = [asdict(problem) for problem in report.problems]
         print(json.dumps({"source": uri, "splits": splits, "problems": problems}, indent=2))
     else:
-        _tell_inspected(found, out)
-    if found.problems:
+        _tell_inspected(report, out)
+    if report.problems:
         raise typer.Exit(1)
 
 
-class _Shown:
+class _ProgressBar:
     """Progress: a bar on a terminal, a line now and then elsewhere; both on stderr."""
 
     def __init__(self, what: str, *, quiet: bool) -> None:
@@ -210,18 +210,18 @@ class _Shown:
         )  # fmt: skip
         self._task = self._bar.add_task(what, total=None, note="")
 
-    def __enter__(self) -> _Shown:
+    def __enter__(self) -> _ProgressBar:
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def at(self, seen: int, total: int, note: str) -> None:
-        self._bar.update(self._task, completed=seen, total=total, note=note)
+    def at(self, done_pairs: int, total: int, note: str) -> None:
+        self._bar.update(self._task, completed=done_pairs, total=total, note=note)
         if self._bar.disable and not self._quiet and time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + LINE_EVERY_S
-            line = f"{self._what} {seen:,}/{total:,}  {note}".rstrip()
+            line = f"{self._what} {done_pairs:,}/{total:,}  {note}".rstrip()
             print(line, file=sys.stderr, flush=True)
 
 
@@ -253,8 +253,8 @@ def _kind(reason: str) -> str:
     return " ".join("N" if any(c.isdigit() for c in word) else word for word in words)
 
 
-def _tell_inspected(found: Any, sheet: Path | None) -> None:
-    for name, split in found.splits.items():
+def _tell_inspected(report: Any, sheet: Path | None) -> None:
+    for name, split in report.splits.items():
         rows = max(split.rows, 1)
         _print_lines({
             name: f"{split.rows:,} pairs, {len(split.labels):,} labels, {split.shards:,} files, "
@@ -266,12 +266,12 @@ def _tell_inspected(found: Any, sheet: Path | None) -> None:
             print(f"{count:>14,}  {printable(label)}")
     if sheet is not None:
         _print_lines({"contact sheet": os.fspath(sheet)})
-    _print_lines({"problems": f"{len(found.problems):,}"})
-    for problem in found.problems[:SHOWN]:
+    _print_lines({"problems": f"{len(report.problems):,}"})
+    for problem in report.problems[:SHOWN]:
         name = f"`{problem.id}`: " if problem.id else ""
         print(f"{'':>14}  {problem.split}, {printable(name + problem.reason)}")
-    if len(found.problems) > SHOWN:
-        print(f"{'':>14}  and {len(found.problems) - SHOWN:,} more; --json lists all")
+    if len(report.problems) > SHOWN:
+        print(f"{'':>14}  and {len(report.problems) - SHOWN:,} more; --json lists all")
 
 
 def _print_lines(lines: dict[str, str]) -> None:

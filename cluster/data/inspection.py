@@ -18,7 +18,7 @@ from cluster.storage.location import open_store
 SPLITS = ("train", "test")
 SHEET_LABELS, SHEET_PAIRS, SHEET_PX = 24, 4, 64  # rows, pairs in a row, side of a picture
 HEAD_PX = 140  # of a row's label
-Progress = Callable[[int, int], None]  # pairs done, pairs in all
+OnProgress = Callable[[int, int], None]  # pairs done, pairs in all
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,24 @@ class Inspection:
     samples: dict[str, list[tuple[Image.Image, Image.Image]]] = field(default_factory=dict)
 
 
-def inspect(source: str, progress: Progress) -> Inspection:
+def inspect(source: str, progress: OnProgress) -> Inspection:
     """Read every row of a file, a folder of shards, or a folder with train/ and test/."""
-    found = Inspection(source)
+    report = Inspection(source)
     parts = _parts(source)
     total = 0
     indexed: list[tuple[str, Shard, Index]] = []
     for split, shards in parts.items():
-        about = found.splits[split] = Split(shards=len(shards), bytes=sum(s.bytes for s in shards))
+        about = report.splits[split] = Split(shards=len(shards), bytes=sum(s.bytes for s in shards))
         for shard in shards:
             try:
                 index = read_index(shard)
             except DataError as error:
-                found.problems.append(Problem(split, "", str(error)))
+                report.problems.append(Problem(split, "", str(error)))
                 continue
             indexed.append((split, shard, index))
             about.rows += len(index.ids)
             total += len(index.ids)
-    reader = _Reader(found)
+    reader = _Reader(report)
     for split, shard, index in indexed:
         first = 0
         for number, (rows, _) in enumerate(index.groups):
@@ -80,16 +80,16 @@ def inspect(source: str, progress: Progress) -> Inspection:
             first += rows
             reader.done += rows
             progress(reader.done, total)
-    if not total and not found.problems:
+    if not total and not report.problems:
         raise DataError(f"data set `{source}` has no rows; pack it anew")
-    return found
+    return report
 
 
 class _Reader:
     """Reads row groups, and remembers ids and contents over all of them."""
 
-    def __init__(self, found: Inspection) -> None:
-        self.found = found
+    def __init__(self, report: Inspection) -> None:
+        self.report = report
         self.done = 0  # pairs
         self._ids: dict[str, str] = {}  # id: split
         self._contents: dict[bytes, tuple[str, str]] = {}  # digest of pixels: split, id
@@ -108,7 +108,7 @@ class _Reader:
             if not name or not label:
                 self._problem(split, name or "", f"row {row} of group {number} has no id or label")
                 continue
-            self.found.splits[split].labels[label] += 1
+            self.report.splits[split].labels[label] += 1
             self._check_id(split, name)
             try:
                 self._pair(split, name, label, rows.pictures(row, OpenFile))
@@ -122,7 +122,7 @@ class _Reader:
                 raise DataError(f"{side} is empty; pack it anew")
             pictures.append(open_picture(data, side))
         condition, target = pictures
-        about = self.found.splits[split]
+        about = self.report.splits[split]
         about.condition_bytes += len(files[0] or b"")
         about.target_bytes += len(files[1] or b"")
         about.sizes[f"{condition.width} px, {condition.mode} -> {target.mode}"] += 1
@@ -144,7 +144,7 @@ class _Reader:
         before = self._contents.setdefault(pixels.digest(), (split, name))
         if before[0] != split:
             self._problem(split, name, f"has the same pictures as `{before[1]}` in {before[0]}")
-        samples = self.found.samples.setdefault(label, [])
+        samples = self.report.samples.setdefault(label, [])
         if len(samples) < SHEET_PAIRS:
             samples.append((_small(condition), _small(target)))
 
@@ -156,20 +156,20 @@ class _Reader:
             self._problem(split, name, f"this id is there {where}")
 
     def _problem(self, split: str, name: str, reason: str) -> None:
-        self.found.problems.append(Problem(split, name, reason))
+        self.report.problems.append(Problem(split, name, reason))
 
 
-def contact_sheet(found: Inspection) -> bytes:
+def contact_sheet(report: Inspection) -> bytes:
     """A PNG: a line for each label, each pair as condition and target."""
-    labels = sorted(found.samples)[:SHEET_LABELS]
+    labels = sorted(report.samples)[:SHEET_LABELS]
     width = HEAD_PX + SHEET_PAIRS * (2 * SHEET_PX + 8)
     sheet = Image.new("RGB", (width, max(1, len(labels)) * (SHEET_PX + 8)), "white")
     draw = ImageDraw.Draw(sheet)
     for line, label in enumerate(labels):
         top = line * (SHEET_PX + 8) + 4
-        shown = label if len(label) <= 20 else f"{label[:19]}…"
-        draw.text((4, top + SHEET_PX // 2 - 6), shown, "black")
-        for column, pair in enumerate(found.samples[label]):
+        text = label if len(label) <= 20 else f"{label[:19]}…"
+        draw.text((4, top + SHEET_PX // 2 - 6), text, "black")
+        for column, pair in enumerate(report.samples[label]):
             left = HEAD_PX + column * (2 * SHEET_PX + 8)
             for side, picture in enumerate(pair):
                 sheet.paste(picture, (left + side * SHEET_PX, top))

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aalnet.errors import DataError
-from cluster.data.packing import FORMAT, Form, Job, Side, modes_of
+from cluster.data.packing import FORMAT, Form, ShardPlan, Side, modes_of
 from cluster.data.shards import S3, UNFINISHED
-from cluster.data.sources import Item, Layout, Listing, Rejected, list_source
+from cluster.data.sources import PairFiles, Layout, Listing, Rejected, list_source
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobMissing, Store
 
@@ -26,14 +26,14 @@ PROBED = 32  # pairs whose headers decide the modes of the data set
 ABOUT = "pack.json"  # what packed the folder; says that it is ours
 REJECTED = "rejected.jsonl"
 
-Manifest = dict[str, Any]
-Runner = Callable[[list[Job]], Iterable[Manifest]]
-Progress = Callable[[int, int, int], None]  # pairs done, pairs in all, rejected so far
+ShardManifest = dict[str, Any]
+PackShards = Callable[[list[ShardPlan]], Iterable[ShardManifest]]
+OnProgress = Callable[[int, int, int], None]  # pairs done, pairs in all, rejected so far
 
 
 @dataclass(frozen=True)
-class Pack:
-    """What is asked for."""
+class PackOptions:
+    """The options of one call of `aalnet data pack`."""
 
     source: str
     out: str
@@ -46,8 +46,8 @@ class Pack:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What came of it."""
+class PackReport:
+    """What a call has packed and left out."""
 
     layout: Layout
     rows: dict[str, int]  # by split
@@ -59,17 +59,17 @@ class Packed:
     rejected: list[Rejected]
 
 
-def pack(asked: Pack, run: Runner, progress: Progress) -> Packed:
+def pack(options: PackOptions, run: PackShards, progress: OnProgress) -> PackReport:
     """Pack a source into `out`; `run` does the jobs and gives their manifests as they come.
 
     Raises:
         DataError: nothing can be packed, or `out` holds another data set.
         StoreError: the storage failed; the same call goes on.
     """
-    store = open_store(asked.out)
+    store = open_store(options.out)
     own = _require_own(store)
-    listing = list_source(asked.source, asked.layout, asked.label, out=_root(asked.out, store))
-    jobs = plan(asked, listing, store.uri)
+    listing = list_source(options.source, options.layout, options.label, out=_root(options.out, store))
+    jobs = plan_shards(options, listing, store.uri)
     done = _done(store, jobs) if own else {}
     missing = [job for job in jobs if job.manifest_key not in done]
     marks = [f"{split}/{UNFINISHED}" for split in SPLITS]
@@ -78,20 +78,20 @@ def pack(asked: Pack, run: Runner, progress: Progress) -> Packed:
         for mark in marks:
             store.write(mark, b"{}")
     manifests = list(done.values())
-    total, seen = len(listing.items), sum(_items(m) for m in manifests)
+    total, done_pairs = len(listing.items), sum(_items(m) for m in manifests)
     left_out = len(listing.rejected) + sum(len(m["rejected"]) for m in manifests)
-    progress(seen, total, left_out)
+    progress(done_pairs, total, left_out)
     for manifest in run(missing):
         manifests.append(manifest)
-        seen += _items(manifest)
+        done_pairs += _items(manifest)
         left_out += len(manifest["rejected"])
-        progress(seen, total, left_out)
+        progress(done_pairs, total, left_out)
     _forget_others(store, jobs)
     packed = _summed(listing, manifests, len(done))
     lines = [json.dumps(asdict(one)) for one in packed.rejected]
     store.write(REJECTED, "".join(f"{line}\n" for line in lines).encode())
     if not any(packed.rows.values()):
-        raise DataError(f"no pair of `{asked.source}` can be used; see {store.uri}/{REJECTED}")
+        raise DataError(f"no pair of `{options.source}` can be used; see {store.uri}/{REJECTED}")
     about = asdict(packed) | {"format": FORMAT, "status": "packed", "rejected": len(lines)}
     del about["shards_done_before"]
     store.write(ABOUT, json.dumps(about, indent=1).encode())
@@ -100,32 +100,32 @@ def pack(asked: Pack, run: Runner, progress: Progress) -> Packed:
     return packed
 
 
-def plan(asked: Pack, listing: Listing, out: str) -> list[Job]:
+def plan_shards(options: PackOptions, listing: Listing, out: str) -> list[ShardPlan]:
     """The shards of both splits. Raises DataError where no picture can be used."""
     if not listing.items:
         reason = f": {listing.rejected[0].reason}" if listing.rejected else ""
         raise DataError(
-            f"`{asked.source}` as {listing.layout} holds no pair{reason}; --layout chooses another"
+            f"`{options.source}` as {listing.layout} holds no pair{reason}; --layout chooses another"
         )
-    form = Form(_modes(asked.source, listing.items), asked.size_px, asked.condition_side)
-    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    form = Form(_modes(options.source, listing.items), options.size_px, options.condition_side)
+    splits: dict[str, list[PairFiles]] = {split: [] for split in SPLITS}
     for item in listing.items:
-        splits[split_of(item.id, asked.test_share)].append(item)
+        splits[split_of(item.id, options.test_share)].append(item)
     return [
-        Job(out, split, number, items, form)
+        ShardPlan(out, split, number, items, form)
         for split in SPLITS
-        for number, items in enumerate(_shards(splits[split], asked.rows_per_shard))
+        for number, items in enumerate(_shards(splits[split], options.rows_per_shard))
     ]
 
 
 def split_of(name: str, test_share: float) -> str:
     """train or test, by the id alone: other pairs do not move it."""
-    drawn = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-    return "test" if drawn < test_share else "train"
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "test" if share < test_share else "train"
 
 
-def _shards(items: list[Item], rows_per_shard: int) -> Iterator[list[Item]]:
-    shard: list[Item] = []
+def _shards(items: list[PairFiles], rows_per_shard: int) -> Iterator[list[PairFiles]]:
+    shard: list[PairFiles] = []
     shard_bytes = 0
     for item in items:
         if shard and (len(shard) >= rows_per_shard or shard_bytes + item.bytes > SHARD_BYTES):
@@ -137,17 +137,17 @@ def _shards(items: list[Item], rows_per_shard: int) -> Iterator[list[Item]]:
         yield shard
 
 
-def _modes(source: str, items: list[Item]) -> tuple[str, str]:
+def _modes(source: str, items: list[PairFiles]) -> tuple[str, str]:
     """The modes that most of some pairs, evenly spread, have."""
     probed = items[:: max(1, len(items) // PROBED)]
-    found = Counter(modes for item in probed if (modes := modes_of(item)) is not None)
-    if not found:  # all of a small sample may be bad
-        found = Counter(modes for item in items if (modes := modes_of(item)) is not None)
-    if not found:
+    counts = Counter(modes for item in probed if (modes := modes_of(item)) is not None)
+    if not counts:  # all of a small sample may be bad
+        counts = Counter(modes for item in items if (modes := modes_of(item)) is not None)
+    if not counts:
         raise DataError(
             f"no pair of `{source}` can be used: give square grey or RGB PNG, JPEG or WebP files"
         )
-    return max(sorted(found), key=lambda modes: found[modes])
+    return max(sorted(counts), key=lambda modes: counts[modes])
 
 
 def _require_own(store: Store) -> bool:
@@ -170,11 +170,11 @@ def _require_own(store: Store) -> bool:
     return False
 
 
-def _done(store: Store, jobs: list[Job]) -> dict[str, Manifest]:
+def _done(store: Store, jobs: list[ShardPlan]) -> dict[str, ShardManifest]:
     """Manifests of planned shards that are there and as planned."""
     sizes = {entry.key: entry.bytes for split in SPLITS for entry in store.entries(f"{split}/")}
     there = set(store.keys("manifests/"))
-    found: dict[str, Manifest] = {}
+    manifests: dict[str, ShardManifest] = {}
     for job in jobs:
         if job.manifest_key not in there:
             continue
@@ -182,13 +182,13 @@ def _done(store: Store, jobs: list[Job]) -> dict[str, Manifest]:
             manifest = json.loads(store.read(job.manifest_key))
             whole = sizes.get(job.shard_key) == manifest["bytes"]
             if manifest["digest"] == job.digest and whole:
-                found[job.manifest_key] = manifest
+                manifests[job.manifest_key] = manifest
         except (ValueError, KeyError, TypeError):
             continue  # packed anew
-    return found
+    return manifests
 
 
-def _forget_others(store: Store, jobs: list[Job]) -> None:
+def _forget_others(store: Store, jobs: list[ShardPlan]) -> None:
     """Remove shards of an earlier plan, each manifest first."""
     planned = {key for job in jobs for key in (job.manifest_key, job.shard_key)}
     keys = store.keys("manifests/") + [key for split in SPLITS for key in store.keys(f"{split}/")]
@@ -197,7 +197,7 @@ def _forget_others(store: Store, jobs: list[Job]) -> None:
             store.delete(key)
 
 
-def _summed(listing: Listing, manifests: list[Manifest], done: int) -> Packed:
+def _summed(listing: Listing, manifests: list[ShardManifest], done: int) -> PackReport:
     rows = dict.fromkeys(SPLITS, 0)
     labels: Counter[str] = Counter()
     rejected = list(listing.rejected)
@@ -205,13 +205,13 @@ def _summed(listing: Listing, manifests: list[Manifest], done: int) -> Packed:
         rows[manifest["shard"].partition("/")[0]] += manifest["rows"]
         labels.update(manifest["labels"])
         rejected += [Rejected(**one) for one in manifest["rejected"]]
-    return Packed(
+    return PackReport(
         listing.layout, rows, dict(sorted(labels.items())), sum(m["bytes"] for m in manifests),
         len(manifests), done, listing.passed_over, rejected,
     )  # fmt: skip
 
 
-def _items(manifest: Manifest) -> int:
+def _items(manifest: ShardManifest) -> int:
     return int(manifest["rows"]) + len(manifest["rejected"])
 
 

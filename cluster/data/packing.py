@@ -1,6 +1,6 @@
 """One shard of `aalnet data pack`: pictures read and checked, Parquet and its manifest written.
 
-Knows no Ray: a job is plain data, and doing it twice gives the same bytes.
+Knows no Ray: a plan is plain data, and packing it twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from aalnet.errors import DataError
 from cluster.data.pictures import CHANNELS, FORMATS, check_picture, open_picture, png, resized
 from cluster.data.shards import S3
-from cluster.data.sources import Item, Rejected
+from cluster.data.sources import PairFiles, Rejected
 from cluster.storage.location import open_store
 from cluster.storage.store import BlobMissing, Store
 
@@ -48,21 +48,23 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardPlan:
     """One shard to be written."""
 
     out: str
     split: str  # train or test
     number: int
-    items: list[Item]
+    items: list[PairFiles]
     form: Form
 
     @property
     def shard_key(self) -> str:
+        """Where the Parquet file goes, below `out`."""
         return f"{self.split}/{self.number:05}.parquet"
 
     @property
     def manifest_key(self) -> str:
+        """Where its manifest goes."""
         return f"manifests/{self.split}-{self.number:05}.json"
 
     @property
@@ -72,25 +74,27 @@ class Job:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
+        """For a worker process."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Job:
+    def from_json(cls, text: str) -> ShardPlan:
+        """The inverse of `to_json`."""
         values = json.loads(text)
-        values["items"] = [Item(**item) for item in values["items"]]
+        values["items"] = [PairFiles(**item) for item in values["items"]]
         values["form"]["modes"] = tuple(values["form"]["modes"])
         values["form"] = Form(**values["form"])
         return cls(**values)
 
 
-def pack_shard(job: Job) -> dict[str, Any]:
+def pack_shard(shard: ShardPlan) -> dict[str, Any]:
     """Write a shard, then its manifest, which is returned. Raises StoreError."""
-    store = open_store(job.out)
+    store = open_store(shard.out)
     rows: list[Row] = []
     rejected: list[Rejected] = []
-    for item in job.items:
+    for item in shard.items:
         try:
-            rows.append(_row(item, job.form))
+            rows.append(_row(item, shard.form))
         except DataError as error:
             file = item.condition if not item.target else f"{item.condition}, {item.target}"
             rejected.append(Rejected(item.id, file, str(error)))
@@ -98,17 +102,17 @@ def pack_shard(job: Job) -> dict[str, Any]:
     for row in rows:
         labels[row[1]] = labels.get(row[1], 0) + 1
     data = _parquet(rows)
-    store.write(job.shard_key, data)
+    store.write(shard.shard_key, data)
     manifest = {
-        "format": FORMAT, "digest": job.digest, "shard": job.shard_key, "rows": len(rows),
+        "format": FORMAT, "digest": shard.digest, "shard": shard.shard_key, "rows": len(rows),
         "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "labels": labels,
         "rejected": [asdict(one) for one in rejected],
     }  # fmt: skip
-    store.write(job.manifest_key, json.dumps(manifest, indent=1).encode())
+    store.write(shard.manifest_key, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
-def modes_of(item: Item) -> tuple[str, str] | None:
+def modes_of(item: PairFiles) -> tuple[str, str] | None:
     """The modes of a pair's pictures by their headers; None where they cannot be used."""
     try:
         modes = []
@@ -121,7 +125,7 @@ def modes_of(item: Item) -> tuple[str, str] | None:
         return None
 
 
-def _row(item: Item, form: Form) -> Row:
+def _row(item: PairFiles, form: Form) -> Row:
     """A checked pair. Raises DataError with the reason, where it cannot be used."""
     if item.target:
         files = [_read(item.condition), _read(item.target)]

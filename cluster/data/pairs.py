@@ -223,9 +223,9 @@ class Pairs:
             rows = self._rows[number] = read_rows(shard, group.index, group.rows)
             if rows.shard is None:
                 self._memory_bytes[number] = rows.bytes
-            held = self._memory_bytes
-            while len(held) > 1 and sum(held.values()) > self._budget_bytes:
-                del self._rows[held.popitem(last=False)[0]]
+            sizes = self._memory_bytes
+            while len(sizes) > 1 and sum(sizes.values()) > self._budget_bytes:
+                del self._rows[sizes.popitem(last=False)[0]]
         elif rows.shard is None:
             self._memory_bytes.move_to_end(number)
         return rows

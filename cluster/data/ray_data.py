@@ -12,18 +12,18 @@ import ray
 import ray.data
 
 from aalnet.errors import AalnetError, ConfigError
-from cluster.data.packing import Job, pack_shard
+from cluster.data.packing import ShardPlan, pack_shard
 from cluster.launch.ray_session import ClusterError, ray_session
 
 
 def packed_with_ray(
-    jobs: list[Job], workers: int | None, address: str | None
+    shards: list[ShardPlan], workers: int | None, address: str | None
 ) -> Iterator[dict[str, Any]]:
-    """The manifests of all jobs as they are done; `error` stands in the result of one that failed.
+    """The manifests of all shards as they are done; `error` stands in the result of one that failed.
 
     `workers` shards at a time, on as many CPUs; without a number, all that there are.
     """
-    if not jobs:
+    if not shards:
         return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack:
@@ -35,7 +35,7 @@ def packed_with_ray(
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         blocks = ray.data.from_items(
-            [{"job": job.to_json()} for job in jobs], override_num_blocks=len(jobs)
+            [{"plan": shard.to_json()} for shard in shards], override_num_blocks=len(shards)
         )
         tasks = ray.data.TaskPoolStrategy(size=workers)
         for row in blocks.map(_pack, compute=tasks).iter_rows():
@@ -44,6 +44,6 @@ def packed_with_ray(
 
 def _pack(row: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"result": json.dumps(pack_shard(Job.from_json(row["job"])))}
+        return {"result": json.dumps(pack_shard(ShardPlan.from_json(row["plan"])))}
     except AalnetError as error:
         return {"result": json.dumps({"error": str(error)})}

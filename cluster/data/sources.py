@@ -34,7 +34,7 @@ NO_LABELS = frozenset({"", "nan"})
 
 
 @dataclass(frozen=True)
-class Item:
+class PairFiles:
     """A pair to be packed. `target` is empty where one picture holds both sides."""
 
     id: str
@@ -56,24 +56,25 @@ class Rejected:
 
 @dataclass
 class Listing:
-    """All that was found in a source."""
+    """Pairs of a source, and what is left out."""
 
     layout: Layout
-    items: list[Item] = field(default_factory=list)
+    items: list[PairFiles] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     passed_over: int = 0  # files that are no pictures, or hidden
-    _taken: set[str] = field(default_factory=set)
+    _ids: set[str] = field(default_factory=set)
 
     def reject(self, name: str, file: str, reason: str) -> None:
+        """Leave something out, with the reason."""
         self.rejected.append(Rejected(name, file, reason))
 
-    def admit(self, item: Item) -> None:
+    def admit(self, item: PairFiles) -> None:
         """Take a pair, or reject it for its id or label."""
         reason = _flaw("id", item.id) or _flaw("label", item.label)
-        if reason is None and item.id in self._taken:
+        if reason is None and item.id in self._ids:
             reason = "another pair has this id already; give each its own"
         if reason is None:
-            self._taken.add(item.id)
+            self._ids.add(item.id)
             self.items.append(item)
         else:
             self.reject(item.id, item.condition, reason)
@@ -91,21 +92,20 @@ def list_source(
         listing = Listing("list")
         _from_list(source, label, listing)
     else:
-        found = Listing("tree")
+        listing = Listing("tree")
         walk = Walk(source, out)
         pictures = [file for file in walk.files() if PICTURE.search(file.name)]
-        found.passed_over = walk.seen - len(pictures)
+        listing.passed_over = walk.count - len(pictures)
         for path, reason in walk.rejected:
-            found.reject("", path, reason)
+            listing.reject("", path, reason)
         if not pictures:
             raise DataError(
                 f"`{source}` holds no PNG, JPEG or WebP picture; name a folder of pictures, or a "
                 f"list ({', '.join(LIST_ENDINGS)})"
             )
         paired = any(SIDE.search(file.name) for file in pictures)
-        found.layout = layout or ("tree" if paired else "side-by-side")
-        (_from_tree if found.layout == "tree" else _from_halves)(pictures, label, found)
-        listing = found
+        listing.layout = layout or ("tree" if paired else "side-by-side")
+        (_from_tree if listing.layout == "tree" else _from_halves)(pictures, label, listing)
     listing.items.sort(key=lambda item: item.id)
     return listing
 
@@ -137,7 +137,7 @@ def _from_halves(pictures: Iterable[File], label: str | None, listing: Listing) 
     for file in pictures:
         stem = _plain(PICTURE.sub("", file.name))
         named = label if label is not None else _folder_of(file.name)
-        listing.admit(Item(stem, _plain(named), file.uri, "", file.bytes, file.stamp))
+        listing.admit(PairFiles(stem, _plain(named), file.uri, "", file.bytes, file.stamp))
 
 
 def _from_list(source: str, label: str | None, listing: Listing) -> None:
@@ -202,10 +202,10 @@ def _require_columns(source: str, names: Iterable[str]) -> None:
         )
 
 
-def _item(name: str, label: str, condition: File, target: File) -> Item:
+def _item(name: str, label: str, condition: File, target: File) -> PairFiles:
     size = condition.bytes + target.bytes
     stamp = f"{condition.stamp} {target.stamp}"
-    return Item(name, _plain(label), condition.uri, target.uri, size, stamp)
+    return PairFiles(name, _plain(label), condition.uri, target.uri, size, stamp)
 
 
 def _folder_of(name: str) -> str:

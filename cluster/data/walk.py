@@ -30,7 +30,7 @@ class Walk:
 
     def __init__(self, source: str, out: str) -> None:
         self.source, self.out = source, out
-        self.seen = 0  # files, hidden ones too, without rejected ones
+        self.count = 0  # files, hidden ones too, without rejected ones
         self.rejected: list[tuple[str, str]] = []  # path, reason
 
     def files(self) -> Iterator[File]:
@@ -43,7 +43,7 @@ class Walk:
             uri = f"{store.uri}/{entry.key}"
             if uri.startswith(f"{self.out}/"):
                 continue
-            self.seen += 1
+            self.count += 1
             if not any(part.startswith(".") for part in entry.key.split("/")):
                 yield File(entry.key, uri, entry.bytes, repr(entry.modified_s))
 
@@ -58,20 +58,20 @@ class Walk:
         while waiting:
             folder = waiting.pop()
             for entry in self._entries(folder, entered):
-                found = _stat(entry.path)
-                if found is not None and stat.S_ISDIR(found.st_mode):
+                about = _stat(entry.path)
+                if about is not None and stat.S_ISDIR(about.st_mode):
                     if not entry.name.startswith(".") and os.path.realpath(entry.path) != out:
                         waiting.append(entry.path)
                     continue
                 hidden = entry.name.startswith(".")
-                regular = found is not None and stat.S_ISREG(found.st_mode)
+                regular = about is not None and stat.S_ISREG(about.st_mode)
                 if PICTURE.search(entry.name) and not hidden and not regular:
                     self._reject(entry.path, "is no regular file, or a link to nothing")
                     continue
-                self.seen += 1
-                if found is not None and regular and not hidden:
+                self.count += 1
+                if about is not None and regular and not hidden:
                     name = os.path.relpath(entry.path, root).replace(os.sep, "/")
-                    yield File(name, entry.path, found.st_size, str(found.st_mtime_ns))
+                    yield File(name, entry.path, about.st_size, str(about.st_mtime_ns))
 
     def _entries(self, folder: str, entered: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
         """What lies in a folder. Links are followed, but a folder is entered once."""
@@ -98,10 +98,10 @@ def file_at(folder: str, path: str) -> File:
     if folder.startswith(S3) and not path.startswith("/"):
         return File(path, f"{folder}/{path}", 0, "")
     whole = os.path.abspath(os.path.join(folder, path))
-    found = _stat(whole)
+    about = _stat(whole)
     return (
-        File(path, whole, found.st_size, str(found.st_mtime_ns))
-        if found
+        File(path, whole, about.st_size, str(about.st_mtime_ns))
+        if about
         else File(path, whole, 0, "")
     )
 
