@@ -2,10 +2,10 @@
 
 Which one is a function of device and settings; every answer names it. Not torch's modules on a CPU:
 between two operations torch takes Python's lock again, which the thread that speaks HTTP holds most
-of the time, so that they give 0.6 to 0.8 of the images/s of a program that takes it once (measured
-at 8 clients; in a process of their own 0.6). ONNX Runtime takes it once, needs half to two thirds
-of torch's time, and a row has the same bits in a batch of any size, which torch's kernels do not
-promise. Where a start finds that it does not, every batch is filled up to one size.
+of the time: 0.61 (1 sample a request) and 0.71 (8) of the images/s of a traced program, at 8 clients
+on two cores; in a process of their own 0.6 at 8 samples. ONNX Runtime takes it once, needs a third
+to three quarters of torch's time, and a row has the same bits in a batch of any size, which torch's
+kernels do not promise. Where a start finds otherwise, every batch is filled up to one size.
 
 Shapes: N distinct conditions, M samples (rows), C channels, H W pixels, Z noise size.
 """
@@ -114,7 +114,9 @@ class Graph:
 def probe_input(generator: Generator, spec: DataSpec, size_px: int, rows: int) -> ModelInput:
     """A fixed batch with every row its own condition."""
     source = np.random.default_rng(0)
-    noise_size = generator.embed[0].in_features - generator.label.embedding_dim
+    first = generator.embed[0]
+    assert isinstance(first, nn.Linear)
+    noise_size = first.in_features - generator.label.embedding_dim
     shape = (rows, spec.condition_channels, size_px, size_px)
     return ModelInput(
         condition=source.integers(0, 256, shape, np.uint8),
