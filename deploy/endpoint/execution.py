@@ -2,7 +2,7 @@
 
 Which one is a function of device and settings; every answer names it. Not torch's modules on a CPU:
 between two operations torch takes Python's lock again, which the thread that speaks HTTP holds most
-of the time: 0.61 (1 sample a request) and 0.71 (8) of the images/s of a traced program, at 8 clients
+of the time: 0.61 (1 sample a request) and 0.71 (8) of a traced program's images/s, at 8 clients
 on two cores; in a process of their own 0.6 at 8 samples. ONNX Runtime takes it once, needs a third
 to three quarters of torch's time, and a row has the same bits in a batch of any size, which torch's
 kernels do not promise. Where a start finds otherwise, every batch is filled up to one size.
