@@ -28,7 +28,6 @@ from aalnet.state import TrainState
 from benchmarks.endpoint.contenders import ROOT
 from benchmarks.endpoint.parts import (
     SAMPLES,
-    SLOW_CLIENTS,
     Figures,
     beside_ray_serve,
     beside_slow_clients,
@@ -40,6 +39,7 @@ from cluster.runs.checkpoint import save
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
 from tests.support import machine
+from tests.support.load import SLOW_CLIENTS
 
 DOCUMENT = ROOT / "docs" / "endpoint.md"
 FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
