@@ -31,7 +31,7 @@ from tests.support.endpoint_models import (
     make_checkpoint,
     pictures,
     png_of,
-    remembered_probe,
+    remembered_graph,
     service_of,
 )
 from tests.support.tiny_runs import encoded, noise_picture
@@ -49,8 +49,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FolderStore:
 
 
 @pytest.fixture(autouse=True)
-def one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.endpoint.model.probe", remembered_probe)
+def one_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.endpoint.model.build_graph", remembered_graph)
 
 
 def run(coroutine: Any) -> Any:
@@ -83,6 +83,7 @@ def test_json_answer_holds_what_aalnet_sample_draws(store: FolderStore) -> None:
     (answer,) = ask(store, form(num_samples=3, seed=7, format="json", label="b"))
     assert answer.status_code == 200
     facts = answer.json()
+    assert facts["execution"] == answer.headers["x-aalnet-execution"]
     assert (facts["model"], facts["label"], facts["seed"], facts["num_samples"]) == (
         "tiny", "b", 7, 3,
     )  # fmt: skip
@@ -101,6 +102,7 @@ def test_headers_name_model_checkpoint_seed_and_timing(store: FolderStore) -> No
     digest = find_checkpoint(store, "tiny").manifest().digest
     headers = answer.headers
     assert (headers["x-model"], headers["x-checkpoint"], headers["x-seed"]) == ("tiny", digest, "5")
+    assert headers["x-aalnet-execution"].startswith("onnxruntime-")
     assert "model;dur=" in headers["server-timing"]
     assert "x-resized" not in headers
     assert headers["x-content-type-options"] == "nosniff"

@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import hashlib
-import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -22,13 +21,20 @@ from aalnet.sampling import draw, from_uint8, to_uint8
 from cluster.runs.promotions import promote, roll_back
 from cluster.storage.folder import FolderStore
 from cluster.storage.store import StoreError
-from deploy.endpoint.batcher import Batcher, Drawn
-from deploy.endpoint.executions import Batch, Execution, Fewest, Plan, Runner, Samples, sizes_up_to
-from deploy.endpoint.follow import Follower, Source
+from deploy.endpoint.batcher import Batcher, QueryResult
+from deploy.endpoint.errors import HttpError
+from deploy.endpoint.execution import (
+    Executor,
+    Graph,
+    InferenceModule,
+    ModelInput,
+    ModelOutput,
+    build_graph,
+    probe_input,
+)
+from deploy.endpoint.follow import ModelFollower, ModelSource
 from deploy.endpoint.metrics import Metrics
-from deploy.endpoint.model import Drawing, LoadedModel, Loader
-from deploy.endpoint.probe import probe
-from deploy.endpoint.refusals import Refused
+from deploy.endpoint.model import LoadedModel, Loader, SampleQuery
 from deploy.endpoint.service import Service
 from deploy.endpoint.settings import EndpointSettings
 from tests.support.endpoint_models import (
@@ -41,7 +47,7 @@ from tests.support.endpoint_models import (
     make_checkpoint,
     make_nan,
     png_of,
-    remembered_probe,
+    remembered_graph,
     service_of,
 )
 from tests.support.tiny_runs import noise_picture, tiny_settings
@@ -56,8 +62,8 @@ def store(tmp_path: Path) -> FolderStore:
 
 
 @pytest.fixture
-def one_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.endpoint.model.probe", remembered_probe)
+def one_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.endpoint.model.build_graph", remembered_graph)
 
 
 def generator_of(spec: DataSpec = SPEC, **overrides: Any) -> Generator:
@@ -68,12 +74,12 @@ def generator_of(spec: DataSpec = SPEC, **overrides: Any) -> Generator:
     return generator
 
 
-def random_drawings(model: LoadedModel, count: int, seed: int) -> list[Drawing]:
+def random_queries(model: LoadedModel, count: int, seed: int) -> list[SampleQuery]:
     """Requests of 1 to 9 samples, some for the same condition."""
     numbers = np.random.default_rng(seed)
     conditions = [noise_picture(seed + i).transpose(2, 0, 1) for i in range(count)]
     return [
-        model.drawing(
+        model.query(
             conditions[int(numbers.integers(0, i + 1))],
             LABELS[int(numbers.integers(0, 3))],
             int(numbers.integers(1, 10)),
@@ -83,150 +89,122 @@ def random_drawings(model: LoadedModel, count: int, seed: int) -> list[Drawing]:
     ]
 
 
-# The probe
+# The execution
+
+
+def executor_of(generator: Generator, settings: EndpointSettings = QUICK) -> Executor:
+    graph = remembered_graph(generator, SPEC, 32, settings)
+    return Executor(generator, SPEC, 32, settings, graph)
 
 
 @pytest.mark.parametrize("blocks", ["resnet", "densenet", "inception"])
 @pytest.mark.parametrize("start", [True, False])
-def test_probe_finds_a_plan_that_agrees(blocks: str, start: bool) -> None:
-    overrides = {"network.blocks": blocks, "network.start_from_condition": start}
-    generator = Generator(tiny_settings(Path("data"), overrides), SPEC).eval().requires_grad_(False)
-    plan = probe(generator, SPEC, 32, QUICK)
-    runner = Runner(generator, SPEC, 32, plan)
-    batch = runner.inputs(5)
-    label, noise = torch.from_numpy(batch.label), torch.from_numpy(batch.noise)
-    expected = draw(generator, from_uint8(batch.condition), label, noise[:, None])[:, 0]
-    drawn = runner.draw(batch)
-    assert drawn.images.shape == expected.shape
-    assert float((torch.from_numpy(drawn.images) - expected).abs().max()) <= 1e-3
-    assert np.array_equal(drawn.pixels, to_uint8(torch.from_numpy(drawn.images)))
-    assert drawn.finite.all()
+def test_it_agrees_with_the_generator_in_batches_of_every_size(blocks: str, start: bool) -> None:
+    generator = generator_of(network__blocks=blocks, network__start_from_condition=start)
+    executor = executor_of(generator)
+    assert executor.name.startswith("onnxruntime-")
+    assert not executor.padded
+    inputs = probe_input(generator, SPEC, 32, 8)
+    label, noise = torch.from_numpy(inputs.label), torch.from_numpy(inputs.noise)
+    expected = draw(generator, from_uint8(inputs.condition), label, noise[:, None])[:, 0]
+    whole = executor.run(inputs)
+    assert whole.images.shape == expected.shape
+    assert float((torch.from_numpy(whole.images) - expected).abs().max()) <= 1e-3
+    assert np.array_equal(whole.pixels, to_uint8(torch.from_numpy(whole.images)))
+    assert whole.finite.all()
+    for rows in range(1, 8):
+        part = ModelInput(*(array[8 - rows :] for array in inputs.arrays[:1]), np.arange(rows),
+                          inputs.label[8 - rows :], inputs.noise[8 - rows :])  # fmt: skip
+        assert np.array_equal(executor.run(part).images, whole.images[8 - rows :])
 
 
-def test_probe_logs_a_table_of_all(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "aalnet.endpoint"):
-        plan = probe(generator_of(), SPEC, 32, QUICK)
-    for name in ("eager ", "eager channels_last", "traced ", "traced channels_last"):
-        assert f"\n{name}" in caplog.text
-    assert f"takes {plan.execution.name}" in caplog.text
+def test_checkpoints_of_one_architecture_share_a_graph_but_no_weight() -> None:
+    one, other = generator_of(), generator_of()
+    torch.nn.init.normal_(other.stem.weight, std=0.5)
+    inputs = probe_input(one, SPEC, 32, 2)
+    for generator in (one, other, one):
+        label, noise = torch.from_numpy(inputs.label), torch.from_numpy(inputs.noise)
+        expected = draw(generator, from_uint8(inputs.condition), label, noise[:, None])[:, 0]
+        images = executor_of(generator).run(inputs).images
+        assert float((torch.from_numpy(images) - expected).abs().max()) <= 1e-3
 
 
-def test_probe_refuses_an_execution_that_differs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_where_bits_depend_on_the_batch_every_batch_has_one_size(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = Runner.draw
+    real = InferenceModule.forward
 
-    def wrong(self: Runner, batch: Batch) -> Samples:
-        drawn = real(self, batch)
-        off = 0.01 if self.plan.execution.traced else 0.0
-        return replace(drawn, images=drawn.images + np.float32(off))
+    def by_size(self: InferenceModule, *inputs: torch.Tensor) -> Any:
+        images, pixels, finite = real(self, *inputs)
+        return images + 1e-6 * len(images), pixels, finite
 
-    monkeypatch.setattr(Runner, "draw", wrong)
-    with caplog.at_level(logging.INFO, "aalnet.endpoint"):
-        plan = probe(generator_of(), SPEC, 32, QUICK)
-    assert not plan.execution.traced
-    assert caplog.text.count(" differs") == 2
-
-
-def test_probe_keeps_slow_models_to_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.endpoint.executions.LONGEST_BATCH_S", 0.0)
-    plan = probe(generator_of(), SPEC, 32, QUICK)
-    assert plan.sizes == (1,)
-    assert plan.fewest == Fewest()
-
-
-def test_probe_weighs_what_a_busy_process_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    beside: list[bool] = []
-
-    def watched(work: Any, repeats: int = 5) -> float:
-        beside.append(any(t.name == "holds the lock" for t in threading.enumerate()))
-        work()
-        return 1.0
-
-    monkeypatch.setattr("deploy.endpoint.probe.seconds_of", watched)
-    probe(generator_of(), SPEC, 32, QUICK)
-    assert beside
-    assert all(beside)
-    assert all(t.name != "holds the lock" for t in threading.enumerate())
-
-
-@pytest.mark.parametrize("largest", [1, 5, 32, 50])
-def test_sizes_waste_little(largest: int) -> None:
-    sizes = sizes_up_to(largest)
-    assert sizes[0] == 1
-    assert sizes[-1] == largest
-    plan = Plan(Execution(), sizes)
-    assert all(rows <= plan.size(rows, 1) <= max(1.25 * rows, 1) for rows in range(1, largest + 1))
-
-
-def test_floors_are_kept_to(one_probe: None) -> None:
+    monkeypatch.setattr(InferenceModule, "forward", by_size)
     generator = generator_of()
-    plan = Plan(Execution(), sizes_up_to(8), fewest=Fewest(conditions=2, rows=3, noises=5))
-    runner = Runner(generator, SPEC, 32, plan)
-    ran: list[list[int]] = []
-    sampler = runner.sampler
+    executor = Executor(generator, SPEC, 32, QUICK, Graph(None, 8))
+    assert executor.name.startswith("torch-")
+    assert executor.name.endswith("/batch-8")
+    inputs = probe_input(generator, SPEC, 32, 1)
+    both = probe_input(generator, SPEC, 32, 2)
+    alone, beside = executor.run(inputs), executor.run(both)
+    assert alone.images.shape == (1, 3, 32, 32)
+    assert beside.images.shape == (2, 3, 32, 32)
+    first = ModelInput(*(array[:1] for array in both.arrays))
+    assert np.array_equal(executor.run(first).images, beside.images[:1])
 
-    def counted(*parts: torch.Tensor) -> Any:
-        ran.append([len(part) for part in parts])
-        return sampler(*parts)
 
-    runner.sampler = counted
-    drawn = runner.draw(runner.inputs(1))
-    assert ran == [[2, 3, 5, 5]]
-    assert drawn.images.shape == (1, 3, 32, 32)
-    assert drawn.pixels.shape == (1, 32, 32, 3)
-    assert drawn.finite.shape == (1,)
+def test_slow_models_run_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.endpoint.execution.BATCH_FLOP", {"cpu": 1.0})
+    assert build_graph(generator_of(), SPEC, 32, QUICK).batch_samples == 1
 
 
 def test_what_is_not_finite_is_told_by_row() -> None:
     generator = generator_of()
-    runner = Runner(generator, SPEC, 32, Plan(Execution(), sizes_up_to(4)))
-    batch = runner.inputs(3)
-    batch.noise[1] = np.inf
-    assert runner.draw(batch).finite.tolist() == [True, False, True]
+    inputs = probe_input(generator, SPEC, 32, 3)
+    inputs.noise[1] = np.inf
+    assert executor_of(generator).run(inputs).finite.tolist() == [True, False, True]
 
 
 # The same request, the same bytes
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_bits_do_not_depend_on_the_batch(store: FolderStore, one_probe: None, seed: int) -> None:
+def test_bits_do_not_depend_on_the_batch(store: FolderStore, one_export: None, seed: int) -> None:
     model = Loader(WHOLE).load(make_checkpoint(store, "tiny"), "tiny")
-    drawings = random_drawings(model, 9, seed)
-    together = model.draw(drawings)
-    for drawing, drawn in zip(drawings, together, strict=True):
-        (alone,) = model.draw([drawing])
+    queries = random_queries(model, 9, seed)
+    together = model.draw(queries)
+    for query, drawn in zip(queries, together, strict=True):
+        (alone,) = model.draw([query])
         assert np.array_equal(alone.images, drawn.images)
-    for drawing, drawn in zip(drawings[::-1], model.draw(drawings[::-1]), strict=True):
-        (alone,) = model.draw([drawing])
+    for query, drawn in zip(queries[::-1], model.draw(queries[::-1]), strict=True):
+        (alone,) = model.draw([query])
         assert np.array_equal(alone.images, drawn.images)
 
 
-def test_conditions_are_encoded_once(store: FolderStore, one_probe: None) -> None:
+def test_conditions_are_encoded_once(store: FolderStore, one_export: None) -> None:
     model = Loader(QUICK).load(make_checkpoint(store, "tiny"), "tiny")
     seen: list[int] = []
-    real = model.runner.draw
+    real = model.executor.run
 
-    def counted(batch: Batch) -> Samples:
+    def counted(batch: ModelInput) -> ModelOutput:
         seen.append(len(batch.condition))
         return real(batch)
 
-    model.runner.draw = counted  # type: ignore[method-assign]
+    model.executor.run = counted  # type: ignore[method-assign]
     one, other = np.zeros((3, 32, 32), np.uint8), np.ones((3, 32, 32), np.uint8)
-    model.draw([model.drawing(c, "a", 2, i) for i, c in enumerate([one, other, one.copy()])])
+    model.draw([model.query(c, "a", 2, i) for i, c in enumerate([one, other, one.copy()])])
     assert seen == [2]
 
 
 def test_more_samples_than_a_batch_are_drawn_in_several(store: FolderStore) -> None:
     model = Loader(QUICK).load(make_checkpoint(store, "tiny"), "tiny")
     condition = np.zeros((3, 32, 32), np.uint8)
-    (many,) = model.draw([model.drawing(condition, "b", 20, 3)])
-    (few,) = model.draw([model.drawing(condition, "b", 3, 3)])
+    (many,) = model.draw([model.query(condition, "b", 20, 3)])
+    (few,) = model.draw([model.query(condition, "b", 3, 3)])
     assert many.images.shape == (20, 3, 32, 32)
     assert np.array_equal(many.images[:3], few.images)
 
 
-def test_the_same_bytes_alone_and_among_others(store: FolderStore, one_probe: None) -> None:
+def test_the_same_bytes_alone_and_among_others(store: FolderStore, one_export: None) -> None:
     make_checkpoint(store, "tiny")
     asked = form(png_of(1), num_samples=3, seed=11)
 
@@ -261,12 +239,12 @@ def held(service: Service, samples: int) -> Iterator[threading.Event]:
     model, batcher, runs = service.model, service.batcher, threading.Event()
     real, until_s = model.draw, time.monotonic() + 30
 
-    def draw(drawings: Sequence[Drawing]) -> list[Samples]:
+    def draw(queries: Sequence[SampleQuery]) -> list[ModelOutput]:
         model.draw = real  # type: ignore[method-assign]
         runs.set()
         while batcher.queued_samples < samples and time.monotonic() < until_s:
             time.sleep(0.001)
-        return real(drawings)
+        return real(queries)
 
     model.draw = draw  # type: ignore[method-assign]
     yield runs
@@ -282,23 +260,22 @@ class SlowModel:
 
     def __init__(self, limit: int = 4) -> None:
         self.batches: list[int] = []
-        plan = Plan(Execution(), tuple(range(1, limit + 1)))
-        self.runner = type("SomeRunner", (), {"plan": plan})()
+        self.executor = SimpleNamespace(batch_samples=limit, name="slow")
         self.value = 0.0
 
-    def draw(self, drawings: list[Drawing]) -> list[Samples]:
-        self.batches.append(len(drawings))
-        return [samples_of(len(drawing.noise), self.value) for drawing in drawings]
+    def draw(self, queries: list[SampleQuery]) -> list[ModelOutput]:
+        self.batches.append(len(queries))
+        return [samples_of(len(query.noise), self.value) for query in queries]
 
 
-def samples_of(count: int, value: float) -> Samples:
+def samples_of(count: int, value: float) -> ModelOutput:
     images = np.full((count, 3, 2, 2), value, np.float32)
     pixels = to_uint8(torch.from_numpy(np.nan_to_num(images)))
-    return Samples(images, pixels, np.isfinite(images[:, 0, 0, 0]))
+    return ModelOutput(images, pixels, np.isfinite(images[:, 0, 0, 0]))
 
 
-def drawing_of(samples: int) -> Drawing:
-    return Drawing(np.zeros((3, 2, 2), np.uint8), 0, np.zeros((samples, 4), np.float32))
+def query_of(samples: int) -> SampleQuery:
+    return SampleQuery(np.zeros((3, 2, 2), np.uint8), 0, np.zeros((samples, 4), np.float32))
 
 
 @pytest.fixture
@@ -308,11 +285,11 @@ def batcher() -> Iterator[Batcher]:
     made.close(5)
 
 
-async def drawn_by(batcher: Batcher, *jobs: tuple[Any, int]) -> list[Drawn]:
+async def drawn_by(batcher: Batcher, *jobs: tuple[Any, int]) -> list[QueryResult]:
     """Queue every job before the thread starts."""
     arrivals = [batcher.arrive() for _ in jobs]
     tasks = [
-        asyncio.ensure_future(batcher.draw(model, drawing_of(samples), arrival))
+        asyncio.ensure_future(batcher.draw(model, query_of(samples), arrival))
         for (model, samples), arrival in zip(jobs, arrivals, strict=True)
     ]
     await asyncio.sleep(0)
@@ -337,12 +314,12 @@ def test_no_batch_mixes_models(batcher: Batcher) -> None:
 
 
 def test_a_full_queue_refuses_with_the_time_to_wait(batcher: Batcher) -> None:
-    async def refusal() -> Refused:
+    async def refusal() -> HttpError:
         model: Any = SlowModel()
-        task = asyncio.ensure_future(batcher.draw(model, drawing_of(6), batcher.arrive()))
+        task = asyncio.ensure_future(batcher.draw(model, query_of(6), batcher.arrive()))
         await asyncio.sleep(0)
-        with pytest.raises(Refused) as refused:
-            await batcher.draw(model, drawing_of(1), batcher.arrive())
+        with pytest.raises(HttpError) as refused:
+            await batcher.draw(model, query_of(1), batcher.arrive())
         task.cancel()
         return refused.value
 
@@ -357,7 +334,7 @@ def test_a_client_that_hangs_up_frees_its_place(batcher: Batcher) -> None:
 
     async def hang_up() -> None:
         gone: Any = model
-        task = asyncio.ensure_future(batcher.draw(gone, drawing_of(5), batcher.arrive()))
+        task = asyncio.ensure_future(batcher.draw(gone, query_of(5), batcher.arrive()))
         await asyncio.sleep(0)
         assert batcher.queued_samples == 5
         task.cancel()
@@ -373,15 +350,15 @@ def test_the_thread_outlives_a_client_that_hangs_up_while_it_waits_for_others() 
     model: Any = SlowModel()
     batcher = Batcher(EndpointSettings(batch_wait_s=1.0), Metrics())
 
-    async def hang_up() -> Drawn:
+    async def hang_up() -> QueryResult:
         being_read, also = batcher.arrive(), batcher.arrive()
         batcher.start()
-        task = asyncio.ensure_future(batcher.draw(model, drawing_of(1), batcher.arrive()))
+        task = asyncio.ensure_future(batcher.draw(model, query_of(1), batcher.arrive()))
         await asyncio.sleep(0.02)
         task.cancel()
         await asyncio.sleep(0)
         also.end()
-        return await batcher.draw(model, drawing_of(2), being_read)
+        return await batcher.draw(model, query_of(2), being_read)
 
     assert asyncio.run(hang_up()).batch_samples == 2
     assert model.batches == [1]
@@ -395,7 +372,7 @@ def test_a_batch_runs_once_half_of_those_at_hand_are_queued(batcher: Batcher) ->
         arrivals = [batcher.arrive() for _ in range(4)]
         batcher.start()
         first = [
-            asyncio.ensure_future(batcher.draw(model, drawing_of(1), arrival))
+            asyncio.ensure_future(batcher.draw(model, query_of(1), arrival))
             for arrival in arrivals[:2]
         ]
         found = [(await task).batch_samples for task in first]
@@ -411,18 +388,18 @@ def test_a_failing_batch_fails_its_requests_only(
     batcher: Batcher, failure: Exception | None
 ) -> None:
     class Failing(SlowModel):
-        def draw(self, drawings: list[Drawing]) -> list[Samples]:
+        def draw(self, queries: list[SampleQuery]) -> list[ModelOutput]:
             if failure is not None:
                 raise failure
             return [samples_of(1, float("nan"))]
 
-    async def both() -> Drawn:
+    async def both() -> QueryResult:
         bad: Any = Failing()
         arrival = batcher.arrive()
-        task = asyncio.ensure_future(batcher.draw(bad, drawing_of(1), arrival))
+        task = asyncio.ensure_future(batcher.draw(bad, query_of(1), arrival))
         await asyncio.sleep(0)
         (drawn,) = await drawn_by(batcher, (SlowModel(), 1))
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(HttpError) as refused:
             await task
         assert refused.value.status == 500
         return drawn
@@ -436,9 +413,9 @@ def test_a_batch_waits_for_requests_that_are_being_read(batcher: Batcher) -> Non
     async def late() -> None:
         first, second, third = (batcher.arrive() for _ in range(3))
         batcher.start()
-        one = asyncio.ensure_future(batcher.draw(model, drawing_of(1), first))
+        one = asyncio.ensure_future(batcher.draw(model, query_of(1), first))
         await asyncio.sleep(0.01)
-        await asyncio.gather(one, batcher.draw(model, drawing_of(1), second))
+        await asyncio.gather(one, batcher.draw(model, query_of(1), second))
         third.end()
 
     asyncio.run(late())
@@ -453,10 +430,10 @@ class Followed:
 
     def __init__(self, store: FolderStore, name: str = "m") -> None:
         self.metrics = Metrics()
-        source = Source(store, name, promoted=True)
+        source = ModelSource(store, name, promoted=True)
         self.holder, follower = source.open(QUICK, self.metrics)
         assert follower is not None
-        self.follower: Follower = follower
+        self.follower: ModelFollower = follower
 
     @property
     def serving(self) -> tuple[str, int]:
@@ -471,7 +448,7 @@ class Followed:
 
 
 @pytest.fixture
-def followed(store: FolderStore, one_probe: None) -> Followed:
+def followed(store: FolderStore, one_export: None) -> Followed:
     promote(store, make_checkpoint(store, "first", 10), "m")
     return Followed(store)
 
@@ -557,7 +534,7 @@ def test_storage_that_fails_for_now_is_asked_again(
 
 @pytest.mark.parametrize(("change", "error"), [(make_nan, NonFiniteError)])
 def test_a_bad_checkpoint_is_not_served_at_the_start(
-    store: FolderStore, one_probe: None, change: Any, error: type[Exception]
+    store: FolderStore, one_export: None, change: Any, error: type[Exception]
 ) -> None:
     make_checkpoint(store, "bad", change=change)
     with pytest.raises(error, match="not finite"):
@@ -569,7 +546,7 @@ def test_a_name_that_was_never_promoted(store: FolderStore) -> None:
         service_of(store, "nobody", promoted=True)
 
 
-def test_the_digest_served_is_the_manifest_s(store: FolderStore, one_probe: None) -> None:
+def test_the_digest_served_is_the_manifest_s(store: FolderStore, one_export: None) -> None:
     found = make_checkpoint(store, "tiny")
     model = Loader(QUICK).load(found, "tiny")
     assert model.digest == found.manifest().digest

@@ -39,7 +39,7 @@ from cluster.runs.checkpoint import save
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
 from tests.support import machine
-from tests.support.slow_clients import SLOW_CLIENTS
+from tests.support.load import SLOW_CLIENTS
 
 DOCUMENT = ROOT / "docs" / "endpoint.md"
 FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
@@ -76,23 +76,24 @@ def rows_of_turns(turns: Figures) -> list[Row]:
 
     rows = []
     for k in SAMPLES:
-        asked, rate = f"{k} sample{'s' * (k > 1)} a request", f"images_per_s {k}"
-        loops = (("eager", "as one writes it", 0.9), ("chosen", "traced like the endpoint's", None))
+        requests, rate = f"{k} sample{'s' * (k > 1)} a request", f"images_per_s {k}"
+        loops = (("eager", "as one writes it", 0.9), ("served", "as the endpoint runs it", None))
         for base, what, bar in loops:
             share = ratio("endpoint", rate, "bare", f"{base}_images_per_s {k}")
             rows.append(
-                Row(f"images/s at 8 clients / bare loop, {what}, {asked}", share, "", bar, True)
+                Row(f"images/s at 8 clients / bare loop, {what}, {requests}", share, "", bar, True)
             )
         for rival in ("LitServe", "plain"):
             share = ratio("endpoint", rate, rival, rate)
-            rows.append(Row(f"images/s at 8 clients / {rival}, {asked}", share, "", 1.0, True))
+            rows.append(Row(f"images/s at 8 clients / {rival}, {requests}", share, "", 1.0, True))
         for percent, bar in (("p50", 3.0), ("p99", 10.0)):
-            rows.append(Row(f"{percent} over the model's own time, 1 client, {asked}",
+            rows.append(Row(f"{percent} over the model's own time, 1 client, {requests}",
                             over_model(f"{percent}_ms", k), "ms", bar))  # fmt: skip
     return rows
 
 
 def rows_of_overload(over: dict[str, float]) -> list[Row]:
+    """Bars of `overloaded`."""
     times = "three times its capacity"
     return [
         Row(f"{times}: answered / peak", over["answered"], "", 0.9, True),
@@ -104,6 +105,7 @@ def rows_of_overload(over: dict[str, float]) -> list[Row]:
 
 
 def rows_of_slow(slow: dict[str, float]) -> list[Row]:
+    """Bars of `beside_slow_clients`."""
     return [
         Row(f"{percent} beside {SLOW_CLIENTS} slow clients / alone",
             slow[f"{percent}_ms beside"] / slow[f"{percent}_ms alone"], "", 2)
@@ -112,6 +114,7 @@ def rows_of_slow(slow: dict[str, float]) -> list[Row]:
 
 
 def rows_of_ray(ray: Figures) -> list[Row]:
+    """Both hosts side by side, without a bar."""
     rows = []
     for k in SAMPLES:
         for figure, unit in ((f"images_per_s {k}", "images/s"), (f"p50_ms {k}", "ms p50")):
@@ -125,9 +128,9 @@ def raw_of(figures: Figures) -> list[str]:
     """The medians behind the ratios."""
     return [
         f"- {name}: " + ", ".join(
-            f"{figure} {statistics.median(values):.1f}" for figure, values in found.items()
+            f"{figure} {statistics.median(values):.1f}" for figure, values in medians.items()
         )
-        for name, found in figures.items()
+        for name, medians in figures.items()
     ]  # fmt: skip
 
 
@@ -160,9 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke test; nothing is written")
     parser.add_argument("--only", action="append", choices=PARTS, help="nothing is written")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     load_before, started_s = machine.load(), time.perf_counter()
-    rows, raw = measure(asked.only or list(PARTS), quick=asked.quick)
+    rows, raw = measure(options.only or list(PARTS), quick=options.quick)
     table = "\n".join([COLUMNS, *(f"| endpoint | {' | '.join(row.cells())} |" for row in rows)])
     measured = (
         f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by `python -m benchmarks.endpoint` in "
@@ -171,11 +174,11 @@ def main() -> None:
     )
     text = "\n".join([table, "", measured, "", *raw, ""])
     print(text)
-    if asked.quick or asked.only:
+    if options.quick or options.only:
         print("docs/endpoint.md stays as it was: this was not the whole run", file=sys.stderr)
         return
     before = DOCUMENT.read_text(encoding="utf-8")
-    after = FIGURES.sub(lambda found: f"{found[1]}{text}{found[2]}", before)
+    after = FIGURES.sub(lambda match: f"{match[1]}{text}{match[2]}", before)
     DOCUMENT.write_text(after, encoding="utf-8")
 
 

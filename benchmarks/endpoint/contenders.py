@@ -33,6 +33,7 @@ class Contender:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def signal(self, number: int) -> None:
+        """Send a signal to the whole group."""
         os.killpg(self.process.pid, number)
 
     def wait(self) -> None:
@@ -45,6 +46,7 @@ class Contender:
         raise TimeoutError(f"no server at {self.url}")
 
     def end(self) -> None:
+        """Stop it, by SIGKILL after 15 s."""
         self.signal(signal.SIGCONT)
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -55,6 +57,7 @@ class Contender:
 
 
 def environment() -> dict[str, str]:
+    """One torch thread, no usage report."""
     return os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -68,6 +71,7 @@ def module(name: str, *arguments: str) -> dict[str, Any]:
 
 
 def load(contender: Contender, images: list[str], *arguments: str) -> dict[str, Any]:
+    """What tests.support.load measured. Raises RuntimeError at answers but 200 and 429."""
     seen = module(
         "tests.support.load", f"{contender.url}/v1/samples", *images, "--field", "label=objects",
         *arguments,
@@ -88,6 +92,7 @@ def warm(contender: Contender, images: list[str]) -> None:
 
 @contextlib.contextmanager
 def contenders(commands: dict[str, list[str]]) -> Iterator[dict[str, Contender]]:
+    """Servers by name, ended with the block."""
     running = {name: Contender(command) for name, command in commands.items()}
     try:
         for each in running.values():
@@ -99,6 +104,7 @@ def contenders(commands: dict[str, list[str]]) -> Iterator[dict[str, Contender]]
 
 
 def resident_mib(contender: Contender) -> float:
+    """Memory of a server."""
     status = Path(f"/proc/{contender.process.pid}/status").read_text(encoding="utf-8")
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     return int(found[1]) / 1024 if found else 0.0

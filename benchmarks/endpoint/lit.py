@@ -6,7 +6,7 @@ import litserve
 import torch
 from fastapi import Request, Response
 
-from benchmarks.endpoint.rivals import Sampler
+from benchmarks.endpoint.plain_model import PlainModel
 
 
 class Api(litserve.LitAPI):
@@ -16,20 +16,26 @@ class Api(litserve.LitAPI):
     run: str
 
     def setup(self, device: str) -> None:
-        self.sampler = Sampler(self.storage, self.run)
+        """Load the model in the worker."""
+        self.model = PlainModel(self.storage, self.run)
 
     def decode_request(self, request: Request) -> tuple[torch.Tensor, int, int]:
-        condition = self.sampler.condition(request["image"].file.read())
+        """Condition, seed, samples."""
+        condition = self.model.condition(request["image"].file.read())
         return condition, int(request["seed"]), int(request["num_samples"])
 
     def batch(self, inputs: list[Any]) -> list[Any]:
+        """As they are."""
         return inputs
 
-    def predict(self, asked: Any) -> Any:
-        return self.sampler.draw(asked)
+    def predict(self, inputs: Any) -> Any:
+        """Draw a whole batch."""
+        return self.model.draw(inputs)
 
     def unbatch(self, output: Any) -> Any:
+        """One tensor for each request."""
         return list(output)
 
     def encode_response(self, output: torch.Tensor) -> Response:
-        return Response(self.sampler.png(output), media_type="image/png")
+        """A PNG."""
+        return Response(self.model.png(output), media_type="image/png")

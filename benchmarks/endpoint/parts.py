@@ -6,7 +6,7 @@ import signal
 import sys
 
 from benchmarks.endpoint.contenders import Contender, contenders, load, module, resident_mib, warm
-from tests.support.slow_clients import slow_clients
+from tests.support.load import slow_clients
 
 SAMPLES = (1, 8)  # per request
 SERVE = """
@@ -25,6 +25,7 @@ Figures = dict[str, dict[str, list[float]]]  # contender: figure: one value per 
 
 
 def serving(store: str) -> list[str]:
+    """The arguments of an `aalnet serve`."""
     return ["-m", "aalnet", "serve", "demo", "--storage", store, "--port", "PORT"]
 
 
@@ -44,10 +45,10 @@ def in_turns(store: str, images: list[str], rounds: int, seconds: str) -> Figure
             print(f"{name} is up", file=sys.stderr, flush=True)
         for _ in range(rounds):
             bare = module("benchmarks.endpoint.rivals", "bare", store, "demo", seconds)
-            _keep(figures, "bare", {f"{n} {k}": v for k, f in bare.items() for n, v in f.items()})
+            _append(figures, "bare", {f"{n} {k}": v for k, f in bare.items() for n, v in f.items()})
             for name, contender in running.items():
                 contender.signal(signal.SIGCONT)
-                _keep(figures, name, _one(contender, images, seconds))
+                _append(figures, name, _one(contender, images, seconds))
                 contender.signal(signal.SIGSTOP)
             print(".", end="", file=sys.stderr, flush=True)
     return figures
@@ -62,7 +63,7 @@ def beside_ray_serve(store: str, images: list[str], rounds: int, seconds: str) -
             warm(contender, images)
         for _ in range(rounds):
             for name, contender in running.items():
-                _keep(figures, name, _one(contender, images, seconds))
+                _append(figures, name, _one(contender, images, seconds))
     return figures
 
 
@@ -89,13 +90,13 @@ def overloaded(store: str, images: list[str], seconds: str) -> dict[str, float]:
 
 def beside_slow_clients(store: str, images: list[str]) -> dict[str, float]:
     """A healthy client alone, and beside SLOW_CLIENTS that send a byte every half second."""
-    asked = ("--clients", "1", "--seconds", "5", "--field", "num_samples=1")
+    options = ("--clients", "1", "--seconds", "5", "--field", "num_samples=1")
     with contenders({"endpoint": serving(store)}) as running:
         endpoint = running["endpoint"]
         warm(endpoint, images)
-        alone = load(endpoint, images, *asked)
+        alone = load(endpoint, images, *options)
         with slow_clients(endpoint.url):
-            beside = load(endpoint, images, *asked)
+            beside = load(endpoint, images, *options)
     return {
         f"{percent}_ms {who}": seen[f"{percent}_ms"]["200"]
         for percent in ("p50", "p99")
@@ -105,17 +106,17 @@ def beside_slow_clients(store: str, images: list[str]) -> dict[str, float]:
 
 def _one(contender: Contender, images: list[str], seconds: str) -> dict[str, float]:
     """Images per second at 8 clients, latencies at 1, for 1 and 8 samples."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for k in SAMPLES:
-        asked = ("--seconds", seconds, "--warm-s", "1", "--field", f"num_samples={k}")
-        busy = load(contender, images, "--clients", "8", *asked)
-        alone = load(contender, images, "--clients", "1", *asked)
-        found[f"images_per_s {k}"] = k * busy["per_s"]
-        found[f"p50_ms {k}"] = alone["p50_ms"]["200"]
-        found[f"p99_ms {k}"] = alone["p99_ms"]["200"]
-    return found
+        options = ("--seconds", seconds, "--warm-s", "1", "--field", f"num_samples={k}")
+        busy = load(contender, images, "--clients", "8", *options)
+        alone = load(contender, images, "--clients", "1", *options)
+        figures[f"images_per_s {k}"] = k * busy["per_s"]
+        figures[f"p50_ms {k}"] = alone["p50_ms"]["200"]
+        figures[f"p99_ms {k}"] = alone["p99_ms"]["200"]
+    return figures
 
 
-def _keep(figures: Figures, name: str, values: dict[str, float]) -> None:
+def _append(figures: Figures, name: str, values: dict[str, float]) -> None:
     for figure, value in values.items():
         figures.setdefault(name, {}).setdefault(figure, []).append(value)

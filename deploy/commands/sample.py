@@ -56,7 +56,7 @@ def sample(
     """Draw k pictures for each condition image."""
     if url is not None:
         images = [Path(model), *(images or [])]
-        conditions, samples = ask(EndpointClient(url, key), images, label, k, seed)
+        conditions, samples = draw_remotely(EndpointClient(url, key), images, label, k, seed)
     elif images:
         conditions, samples = draw_here(model, images, label, k, seed, convert, storage)
     else:
@@ -69,11 +69,11 @@ def draw_here(
     model: str, images: list[Path], label: str, k: int, seed: int, convert: bool, storage: str
 ) -> tuple[Tensor, Tensor]:
     """Conditions [N, Cx, S, S] and samples [N, k, Cy, S, S] by a checkpoint on this machine."""
-    found = find_checkpoint(open_store(storage), model)
-    spec = found.manifest().spec
+    checkpoint = find_checkpoint(open_store(storage), model)
+    spec = checkpoint.manifest().spec
     index = label_index(label, spec)
     device = best_device()
-    generator, settings = load_generator(found, device)
+    generator, settings = load_generator(checkpoint, device)
     size_px = settings.data.size_px
     conditions = torch.stack([read_condition(path, spec, size_px, convert) for path in images])
     noise = noise_for(seed, 0, len(images), k, settings.network.noise_size).to(device)
@@ -81,7 +81,7 @@ def draw_here(
     return conditions, draw(generator, conditions.to(device), labels, noise).cpu()
 
 
-def ask(
+def draw_remotely(
     client: EndpointClient, images: list[Path], label: str, k: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The same from an endpoint, every image with the same seed."""

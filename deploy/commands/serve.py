@@ -64,8 +64,8 @@ def serve(
             f"--host {host} is reachable from other machines: give --keys FILE, or say "
             "--allow-anonymous to let everybody in"
         )
-    known = Keys(keys)
-    from deploy.endpoint.follow import Source  # torch takes a second: mistakes come first
+    key_file = Keys(keys)
+    from deploy.endpoint.follow import ModelSource  # torch takes a second: mistakes come first
     from deploy.endpoint.server import bind
     from deploy.endpoint.server import serve as run
     from deploy.endpoint.service import Service
@@ -73,8 +73,8 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("botocore").setLevel(logging.WARNING)  # tells where it found credentials
     listening = bind(host, port)
-    source = Source(open_store(storage), model or checkpoint or "", promoted=model is not None)
-    service = Service(source, settings, known)
+    source = ModelSource(open_store(storage), model or checkpoint or "", promoted=model is not None)
+    service = Service(source, settings, key_file)
     shown = f"[{host}]" if ":" in host else host
     logging.getLogger("aalnet.endpoint").info(
         "serving %s (%s) at http://%s:%d",

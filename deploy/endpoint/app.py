@@ -11,11 +11,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from deploy.endpoint.forms import parse_request
-from deploy.endpoint.limits import FAILED, Gate
+from deploy.endpoint.errors import HttpError
+from deploy.endpoint.gate import FAILED, Gate
+from deploy.endpoint.idempotency import Answer, IdempotencyCache
 from deploy.endpoint.openapi import ANSWERS, ModelFacts, describe, samples_body
-from deploy.endpoint.refusals import Refused
-from deploy.endpoint.replies import Replies, Reply
+from deploy.endpoint.request_body import parse_request
 from deploy.endpoint.service import Service
 
 PAGES = {  # path: (file of the page folder, media type)
@@ -32,7 +32,7 @@ class Application:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        self.replies = Replies(service.settings)
+        self.idempotency = IdempotencyCache(service.settings)
         self.routes = FastAPI(
             title="AALNet sampling endpoint",
             version="1",
@@ -42,7 +42,7 @@ class Application:
             lifespan=self._lifespan,
         )
         self._add_routes()
-        self.routes.add_exception_handler(Refused, self._refused)
+        self.routes.add_exception_handler(HttpError, self._refused)
         self.routes.add_exception_handler(Exception, _failed)
         self.gate = Gate(
             self.routes, service.settings, service.keys, service.metrics, service.batcher
@@ -77,26 +77,31 @@ class Application:
         describe(self.routes)
 
     async def healthz(self) -> dict[str, str]:
+        """The process answers."""
         return {"status": "alive"}
 
     async def readyz(self, response: Response) -> dict[str, str]:
+        """200 while new requests are welcome, else 503."""
         if not self.service.ready:
             response.status_code = 503
             return {"status": "not ready"}
         return {"status": "ready"}
 
     async def metrics(self) -> Response:
+        """Prometheus' text format."""
         return Response(
             generate_latest(self.service.metrics.registry), 200, None, CONTENT_TYPE_LATEST
         )
 
     async def model(self) -> ModelFacts:
+        """Labels, sizes, figures, settings, digest and execution."""
         model = self.service.model
         return ModelFacts(
             model=model.name,
             run=model.run,
             images_seen=model.images,
             checkpoint=model.digest,
+            execution=model.executor.name,
             labels=list(model.spec.labels),
             size_px=model.size_px,
             condition_channels=model.spec.condition_channels,
@@ -114,20 +119,22 @@ class Application:
         """
         service, body = self.service, await request.body()
         kind = request.headers.get("content-type", "")
-        asked = parse_request(kind, body, service.settings.max_samples)
+        sample_request = parse_request(kind, body, service.settings.max_samples)
 
-        async def answer() -> Reply:
-            return await service.sample(asked, request.state.arrival)
+        async def answer() -> Answer:
+            return await service.sample(sample_request, request.state.arrival)
 
         id_ = request.headers.get("idempotency-key")
         if id_ is None:
             reply = await answer()
         else:
-            reply = await self.replies.once(request.state.caller, id_, kind.encode() + body, answer)
+            reply = await self.idempotency.once(
+                request.state.caller, id_, kind.encode() + body, answer
+            )
         return Response(reply.body, 200, reply.headers, reply.media_type)
 
     async def _refused(self, _: Request, refusal: Exception) -> Response:
-        assert isinstance(refusal, Refused)
+        assert isinstance(refusal, HttpError)
         self.service.metrics.rejected.labels(refusal.reason).inc()
         return JSONResponse(refusal.body(), refusal.status, refusal.headers())
 

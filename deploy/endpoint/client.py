@@ -38,7 +38,7 @@ class EndpointRefused(UserError):
 
 
 @dataclass(frozen=True)
-class Samples:
+class RemoteSamples:
     """An answer of the endpoint."""
 
     images: Tensor  # [k, 3, S, S] in [-1, 1]
@@ -56,7 +56,7 @@ class EndpointClient:
         self.url = url.rstrip("/")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
-    def sample(self, image: bytes, label: str, num_samples: int, seed: int) -> Samples:
+    def sample(self, image: bytes, label: str, num_samples: int, seed: int) -> RemoteSamples:
         """Draw samples for the bytes of an image file.
 
         Raises:
@@ -74,7 +74,7 @@ class EndpointClient:
         try:
             pictures = [base64.b64decode(sample) for sample in facts["samples"]]
             images = torch.stack([_pixels(picture) for picture in pictures])
-            return Samples(images, str(facts["model"]), str(facts["checkpoint"]))
+            return RemoteSamples(images, str(facts["model"]), str(facts["checkpoint"]))
         except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
             raise EndpointError(f"{self.url} is not a sampling endpoint: {error}") from error
 
@@ -86,8 +86,8 @@ class EndpointClient:
             pause_s = min(FIRST_PAUSE_S * 2**attempt, LONGEST_PAUSE_S)
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-                    found: Mapping[str, Any] = json.load(answer)
-                    return found
+                    facts: Mapping[str, Any] = json.load(answer)
+                    return facts
             except urllib.error.HTTPError as error:
                 reason = _message(error)
                 if error.code not in AGAIN:

@@ -18,7 +18,7 @@ log = logging.getLogger("aalnet.endpoint")
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A checkpoint as `aalnet sample` names it, or (`promoted`) a model's name."""
 
     store: Store
@@ -27,7 +27,7 @@ class Source:
 
     def open(
         self, settings: EndpointSettings, metrics: Metrics
-    ) -> tuple[ModelHolder, Follower | None]:
+    ) -> tuple[ModelHolder, ModelFollower | None]:
         """The model, loaded, and who follows its name.
 
         Raises:
@@ -37,18 +37,18 @@ class Source:
         """
         loader = Loader(settings)
         if not self.promoted:
-            found = find_checkpoint(self.store, self.name)
-            holder = ModelHolder(loader.load(found, found.run.name))
+            checkpoint = find_checkpoint(self.store, self.name)
+            holder = ModelHolder(loader.load(checkpoint, checkpoint.run.name))
             _announce(holder.current, metrics)
             return holder, None
         promotion = read_model(self.store, self.name)
         holder = ModelHolder(loader.load(checkpoint_of(self.store, promotion), self.name))
         _announce(holder.current, metrics)
         metrics.follows(promotion, promotion)
-        return holder, Follower(self.store, promotion, loader, holder, metrics)
+        return holder, ModelFollower(self.store, promotion, loader, holder, metrics)
 
 
-class Follower:
+class ModelFollower:
     """A thread that looks at a model's name and swaps in what was promoted, if it is good."""
 
     def __init__(
@@ -56,14 +56,16 @@ class Follower:
         metrics: Metrics,
     ) -> None:  # fmt: skip
         self._store, self._loader, self._holder, self._metrics = store, loader, holder, metrics
-        self._seen, self._refused = promotion, ""
+        self._promotion, self._reason = promotion, ""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
     def start(self) -> None:
+        """Start looking, every `poll_s`."""
         self._thread.start()
 
     def close(self) -> None:
+        """End the thread."""
         self._end.set()
         self._thread.join()
 
@@ -72,22 +74,22 @@ class Follower:
             try:
                 self.look()
             except Exception:  # the thread must outlive whatever a look met
-                log.exception("looking at model `%s` failed", self._seen.model)
+                log.exception("looking at model `%s` failed", self._promotion.model)
 
     def look(self) -> None:
         """Swap in a new promotion. A bad one is refused once; the old model stays."""
         try:
-            promotion = read_model(self._store, self._seen.model)
-            self._metrics.follows(promotion, self._seen)
-            if promotion == self._seen:
+            promotion = read_model(self._store, self._promotion.model)
+            self._metrics.follows(promotion, self._promotion)
+            if promotion == self._promotion:
                 return
             loaded = self._loader.load(checkpoint_of(self._store, promotion), promotion.model)
         except StoreError as error:  # for now: the next look tries again
-            log.warning("model `%s` cannot be read now: %s", self._seen.model, error)
+            log.warning("model `%s` cannot be read now: %s", self._promotion.model, error)
         except (AalnetError, RuntimeError, ValueError) as error:  # RuntimeError: out of memory
             self._refuse(str(error))
         else:
-            self._seen, self._refused = promotion, ""
+            self._promotion, self._reason = promotion, ""
             self._metrics.follows(promotion, promotion)
             self._holder.current = loaded
             _announce(loaded, self._metrics)
@@ -96,11 +98,11 @@ class Follower:
 
     def _refuse(self, reason: str) -> None:
         """Say so once, though every look meets it again."""
-        if reason == self._refused:
+        if reason == self._reason:
             return
-        self._refused = reason
+        self._reason = reason
         stays = self._holder.current.title
-        log.error("promotion of `%s` refused, %s stays: %s", self._seen.model, stays, reason)
+        log.error("promotion of `%s` refused, %s stays: %s", self._promotion.model, stays, reason)
         self._metrics.swaps.labels("refused").inc()
 
 

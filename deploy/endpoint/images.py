@@ -11,7 +11,7 @@ from PIL import Image
 
 from aalnet.networks import DataSpec
 from cluster.data.pictures import FORMATS, MODES, decode_image
-from deploy.endpoint.refusals import Refused
+from deploy.endpoint.errors import HttpError
 
 SMALL_PIXELS = 256 * 256  # decoded in about a millisecond
 
@@ -33,17 +33,17 @@ def read_header(data: bytes, largest_side_px: int) -> Header:
     """The size of a picture, with nothing decoded.
 
     Raises:
-        Refused: not a PNG, JPEG or WebP by content, or too large.
+        HttpError: not a PNG, JPEG or WebP by content, or too large.
     """
     if not data:
-        raise Refused(422, "image", "the image is empty; send a PNG, JPEG or WebP file")
+        raise HttpError(422, "image", "the image is empty; send a PNG, JPEG or WebP file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             header = Header(*image.size)
     except Exception as error:  # on hostile bytes Pillow raises nearly anything
         raise _undecodable() from error
     if not 1 <= max(header.width_px, header.height_px) <= largest_side_px:
-        raise Refused(
+        raise HttpError(
             422,
             "image",
             f"the image is {header.width_px}x{header.height_px}; it may have at most "
@@ -56,7 +56,7 @@ def decode_condition(data: bytes, spec: DataSpec, size_px: int) -> NDArray[np.ui
     """A checked picture as the pixels [Cx, S, S] that `aalnet sample --convert` would take.
 
     Raises:
-        Refused: it is damaged.
+        HttpError: it is damaged.
     """
     try:
         pixels, _ = decode_image(data, "image", size_px, convert_to=MODES[spec.condition_channels])
@@ -65,5 +65,5 @@ def decode_condition(data: bytes, spec: DataSpec, size_px: int) -> NDArray[np.ui
     return pixels
 
 
-def _undecodable() -> Refused:
-    return Refused(422, "image", "the image is not a whole PNG, JPEG or WebP file")
+def _undecodable() -> HttpError:
+    return HttpError(422, "image", "the image is not a whole PNG, JPEG or WebP file")

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from deploy.endpoint.forms import LARGEST_SEED
+from deploy.endpoint.request_body import LARGEST_SEED
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -27,6 +27,7 @@ class ModelFacts(BaseModel):
     run: str
     images_seen: int
     checkpoint: str
+    execution: str
     labels: list[str]
     size_px: int
     condition_channels: int
@@ -44,6 +45,7 @@ REFUSALS = {
 }  # fmt: skip
 HEADERS = {
     "x-model": "name of the model", "x-checkpoint": "digest of its checkpoint",
+    "x-aalnet-execution": "program, processor and precision it ran by: same name, same bytes",
     "x-seed": "the seed, given or chosen", "x-resized": "how the image was brought into form",
     "x-batch-samples": "samples in the batch that this request was in",
     "server-timing": "milliseconds in the queue, in the model, and in all",
@@ -115,10 +117,11 @@ def samples_body(max_samples: int) -> dict[str, Any]:
 
 SAMPLES: dict[str, Any] = {
     "type": "object",
-    "required": ["model", "checkpoint", "label", "seed", "num_samples", "samples"],
+    "required": ["model", "checkpoint", "execution", "label", "seed", "num_samples", "samples"],
     "properties": {
         "model": {"type": "string"},
         "checkpoint": {"type": "string"},
+        "execution": {"type": "string"},
         "label": {"type": "string"},
         "seed": {"type": "integer"},
         "num_samples": {"type": "integer"},
@@ -136,17 +139,17 @@ def describe(app: FastAPI) -> None:
 
     def schema() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(
+            schema_ = get_openapi(
                 title=app.title, version=app.version, description=app.description,
                 routes=app.routes,
             )  # fmt: skip
-            components = made.setdefault("components", {})
+            components = schema_.setdefault("components", {})
             components.setdefault("schemas", {})["Samples"] = SAMPLES
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, methods in made["paths"].items():
+            for path, methods in schema_["paths"].items():
                 for operation in methods.values() if path.startswith("/v1/") else ():
                     operation["security"] = [{"key": []}, {}]
-            app.openapi_schema = made
+            app.openapi_schema = schema_
         return app.openapi_schema
 
     app.openapi = schema  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aalnet.errors import ConfigError
-from deploy.endpoint.refusals import Refused
+from deploy.endpoint.errors import HttpError
 from deploy.endpoint.settings import EndpointSettings
 
 LINE = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,62}):([0-9a-f]{64})")
@@ -33,21 +33,21 @@ def parse_keys(text: str, name: str) -> dict[str, str]:
     Raises:
         ConfigError: a line is malformed, a name comes twice, or there is no key at all.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.partition("#")[0].strip()
         if not line:
             continue
         matched = LINE.fullmatch(line)
-        if matched is None or matched[1] in found:  # the line itself stays out of logs
+        if matched is None or matched[1] in digests:  # the line itself stays out of logs
             raise ConfigError(
                 f"line {number} of `{name}` must be `name:sha256hex` with a new name; make one "
                 "with `aalnet serve --hash-key`"
             )
-        found[matched[1]] = matched[2]
-    if not found:
+        digests[matched[1]] = matched[2]
+    if not digests:
         raise ConfigError(f"`{name}` holds no key; make one with `aalnet serve --hash-key`")
-    return found
+    return digests
 
 
 class Keys:
@@ -57,25 +57,25 @@ class Keys:
         """Raises ConfigError where the file cannot be read or is malformed."""
         self.path = path
         self._looked_at_s = time.monotonic()
-        self._seen: tuple[int, int, int] | None = None
+        self._identity: tuple[int, int, int] | None = None
         self._digests: dict[str, str] = {}
         if path is not None:
-            self._seen, self._digests = self._read(path)
+            self._identity, self._digests = self._read(path)
 
     def caller(self, headers: Mapping[bytes, bytes]) -> str:
         """The name of who calls. Every key is compared, in constant time.
 
         Raises:
-            Refused: there is no key in the headers, or a wrong one.
+            HttpError: there is no key in the headers, or a wrong one.
         """
         if self.path is None:
             return ANONYMOUS
         self._reload()
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         digest = hashlib.sha256(key.strip()).hexdigest()
-        matches = [name for name, known in self._digests.items() if _same(digest, known)]
+        matches = [name for name, expected in self._digests.items() if _same(digest, expected)]
         if scheme.lower() != b"bearer" or not matches:
-            raise Refused(401, "key", "send `Authorization: Bearer KEY` with a valid key")
+            raise HttpError(401, "key", "send `Authorization: Bearer KEY` with a valid key")
         return matches[0]
 
     def _reload(self) -> None:
@@ -84,8 +84,8 @@ class Keys:
             return
         self._looked_at_s = now_s
         try:
-            if _identity(self.path) != self._seen:
-                self._seen, self._digests = self._read(self.path)
+            if _identity(self.path) != self._identity:
+                self._identity, self._digests = self._read(self.path)
                 log.info("read %d API keys again", len(self._digests))
         except (ConfigError, OSError) as error:
             log.error("the API keys stay as they were: %s", error)
@@ -93,11 +93,11 @@ class Keys:
     @staticmethod
     def _read(path: Path) -> tuple[tuple[int, int, int], dict[str, str]]:
         try:
-            seen = _identity(path)
+            identity = _identity(path)
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"keys file `{path}` cannot be read: {error}") from error
-        return seen, parse_keys(text, str(path))
+        return identity, parse_keys(text, str(path))
 
 
 def _same(digest: str, known: str) -> bool:
@@ -124,7 +124,7 @@ class Rates:
         self._lock = threading.Lock()
 
     def take(self, caller: str) -> None:
-        """Spend one request. Raises Refused where none is left."""
+        """Spend one request. Raises HttpError where none is left."""
         if caller == ANONYMOUS:
             return
         with self._lock:
@@ -135,5 +135,5 @@ class Rates:
             bucket.filled_at_s = now_s
             if bucket.tokens < 1:
                 wait_s = (1 - bucket.tokens) / self._per_s
-                raise Refused(429, "rate", "this key calls too often", retry_after_s=wait_s)
+                raise HttpError(429, "rate", "this key calls too often", retry_after_s=wait_s)
             bucket.tokens -= 1

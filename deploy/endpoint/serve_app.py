@@ -37,31 +37,31 @@ def build(args: dict[str, str]) -> serve.Application:
     Raises:
         ConfigError: an argument is unknown or missing.
     """
-    asked = validate(ServeArguments, args)
-    if bool(asked.model) == bool(asked.checkpoint):
+    arguments = validate(ServeArguments, args)
+    if bool(arguments.model) == bool(arguments.checkpoint):
         raise ConfigError("give either model=NAME or checkpoint=RUN")
-    if not asked.keys and not asked.allow_anonymous:
+    if not arguments.keys and not arguments.allow_anonymous:
         raise ConfigError("Serve listens to other machines: give keys=FILE or allow_anonymous=true")
     settings = parse_endpoint_settings(
-        apply_overrides({}, [item for item in asked.settings.split(",") if item])
+        apply_overrides({}, [item for item in arguments.settings.split(",") if item])
     )
 
     def application() -> Any:  # in the replica: torch and the model stay out of the controller
         from cluster.storage.location import open_store
         from deploy.endpoint.app import Application
-        from deploy.endpoint.follow import Source
+        from deploy.endpoint.follow import ModelSource
         from deploy.endpoint.security import Keys
         from deploy.endpoint.service import Service
 
-        name, promoted = asked.model or asked.checkpoint, bool(asked.model)
-        source = Source(open_store(asked.storage), name, promoted=promoted)
-        keys = Keys(Path(asked.keys) if asked.keys else None)
+        name, promoted = arguments.model or arguments.checkpoint, bool(arguments.model)
+        source = ModelSource(open_store(arguments.storage), name, promoted=promoted)
+        keys = Keys(Path(arguments.keys) if arguments.keys else None)
         return Application(Service(source, settings, keys))
 
     hosted = serve.deployment(
         name="endpoint",
-        num_replicas=asked.replicas,
-        max_ongoing_requests=asked.max_ongoing_requests,
+        num_replicas=arguments.replicas,
+        max_ongoing_requests=arguments.max_ongoing_requests,
         graceful_shutdown_timeout_s=settings.drain_s,
     )(serve.ingress(application)())
     app: serve.Application = hosted.bind()

@@ -75,6 +75,7 @@ class Server(uvicorn.Server):
         self.application = application
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM: not ready for `notice_s`, then the end; a second signal or Ctrl-C: at once."""
         if self.should_exit or sig == signal.SIGINT:
             super().handle_exit(sig, frame)
             return

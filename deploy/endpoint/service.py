@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from deploy.endpoint.answers import MEDIA_TYPES, SMALL_PIXELS, encode
-from deploy.endpoint.batcher import Arrival, Batcher, Drawn
-from deploy.endpoint.follow import Source
-from deploy.endpoint.forms import SampleRequest
+from deploy.endpoint.batcher import Arrival, Batcher, QueryResult
+from deploy.endpoint.encoding import MEDIA_TYPES, SMALL_PIXELS, encode
+from deploy.endpoint.follow import ModelSource
+from deploy.endpoint.idempotency import Answer
 from deploy.endpoint.images import decode_condition, read_header
 from deploy.endpoint.metrics import Metrics
 from deploy.endpoint.model import LoadedModel
-from deploy.endpoint.replies import Reply
+from deploy.endpoint.request_body import SampleRequest
 from deploy.endpoint.security import Keys
 from deploy.endpoint.settings import EndpointSettings
 
@@ -30,7 +30,7 @@ PICTURE_THREADS = 2  # large pictures at once: each may take some hundred MB whi
 class Service:
     """What a request needs: admission -> decoded -> batched -> drawn -> encoded."""
 
-    def __init__(self, source: Source, settings: EndpointSettings, keys: Keys) -> None:
+    def __init__(self, source: ModelSource, settings: EndpointSettings, keys: Keys) -> None:
         """Load the model. Raises CheckpointError, StoreError or NonFiniteError."""
         torch.set_num_threads(settings.threads)
         sys.setswitchinterval(SWITCH_S)
@@ -59,13 +59,14 @@ class Service:
 
     @property
     def model(self) -> LoadedModel:
+        """What new requests get."""
         return self.holder.current
 
-    async def sample(self, request: SampleRequest, arrival: Arrival) -> Reply:
+    async def sample(self, request: SampleRequest, arrival: Arrival) -> Answer:
         """Answer one request.
 
         Raises:
-            Refused: the image or the label will not do, or the queue is full.
+            HttpError: the image or the label will not do, or the queue is full.
         """
         started_at_s = time.perf_counter()
         model = self.model  # one model from here to the answer, whatever is promoted meanwhile
@@ -78,40 +79,44 @@ class Service:
             arrival.end()
             loop = asyncio.get_running_loop()
             condition = await loop.run_in_executor(self._pool, decode_condition, *decoding)
-        drawing = model.drawing(condition, request.label, request.num_samples, seed)
-        drawn = await self.batcher.draw(model, drawing, arrival)
-        self.metrics.queue_seconds.observe(drawn.queue_s)
-        self.metrics.model_seconds.observe(drawn.model_s)
+        query = model.query(condition, request.label, request.num_samples, seed)
+        result = await self.batcher.draw(model, query, arrival)
+        self.metrics.queue_seconds.observe(result.queue_s)
+        self.metrics.model_seconds.observe(result.model_s)
         original = (header.width_px, header.height_px)
         resized = original != (model.size_px, model.size_px)
         facts: dict[str, Any] = {
             "model": model.name,
             "checkpoint": model.digest,
+            "execution": result.execution,
             "label": request.label,
             "seed": seed,
             "num_samples": request.num_samples,
             "size_px": model.size_px,
             "resized_from": list(original) if resized else None,
         }
-        body = await self._encode(drawn, request, facts)
-        return Reply(body, MEDIA_TYPES[request.format], _headers(facts, drawn, started_at_s))
+        body = await self._encode(result, request, facts)
+        return Answer(body, MEDIA_TYPES[request.format], _headers(facts, result, started_at_s))
 
-    async def _encode(self, drawn: Drawn, request: SampleRequest, facts: dict[str, Any]) -> bytes:
-        if drawn.pixels[..., 0].size <= SMALL_PIXELS:
-            return encode(drawn.pixels, request.format, facts)
+    async def _encode(
+        self, result: QueryResult, request: SampleRequest, facts: dict[str, Any]
+    ) -> bytes:
+        if result.pixels[..., 0].size <= SMALL_PIXELS:
+            return encode(result.pixels, request.format, facts)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, encode, drawn.pixels, request.format, facts)
+        return await loop.run_in_executor(self._pool, encode, result.pixels, request.format, facts)
 
 
-def _headers(facts: dict[str, Any], drawn: Drawn, started_at_s: float) -> dict[str, str]:
+def _headers(facts: dict[str, Any], result: QueryResult, started_at_s: float) -> dict[str, str]:
     """Model, checkpoint, seed and timing, for answers that are pictures too."""
     total_s = time.perf_counter() - started_at_s
-    parts = {"queue": drawn.queue_s, "model": drawn.model_s, "total": total_s}
+    parts = {"queue": result.queue_s, "model": result.model_s, "total": total_s}
     headers = {
         "x-model": facts["model"],
         "x-checkpoint": facts["checkpoint"],
+        "x-aalnet-execution": facts["execution"],
         "x-seed": str(facts["seed"]),
-        "x-batch-samples": str(drawn.batch_samples),
+        "x-batch-samples": str(result.batch_samples),
         "server-timing": ", ".join(f"{name};dur={s * 1e3:.2f}" for name, s in parts.items()),
         "cache-control": "no-store",
     }

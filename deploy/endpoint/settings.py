@@ -43,7 +43,7 @@ class EndpointSettings(BaseModel):
     remember_s: Seconds = Field(120.0, description="answers are kept for retries this long")
     remember_bytes: Count = Field(64 * 2**20, description="all kept answers together")
     threads: Count = Field(1, description="torch's threads on a CPU")
-    compile: bool = Field(False, description="also probe torch.compile: minutes at the start")
+    compile: bool = Field(False, description="run by torch.compile instead: minutes at the start")
 
 
 def parse_endpoint_settings(values: dict[str, Any]) -> EndpointSettings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 import io
 import os
 import re
@@ -28,9 +27,8 @@ from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
 from cluster.storage.store import Store
 from deploy.endpoint.app import Application
-from deploy.endpoint.executions import Plan
-from deploy.endpoint.follow import Source
-from deploy.endpoint.probe import probe
+from deploy.endpoint.execution import Graph, build_graph
+from deploy.endpoint.follow import ModelSource
 from deploy.endpoint.security import Keys
 from deploy.endpoint.service import Service
 from deploy.endpoint.settings import EndpointSettings
@@ -87,20 +85,21 @@ def service_of(
     store: FolderStore, name: str = "tiny", settings: EndpointSettings = QUICK, *,
     keys: Path | None = None, promoted: bool = False,
 ) -> Service:  # fmt: skip
-    return Service(Source(store, name, promoted=promoted), settings, Keys(keys))
+    return Service(ModelSource(store, name, promoted=promoted), settings, Keys(keys))
 
 
-@functools.cache
-def plan_of(spec: DataSpec, size_px: int, settings: EndpointSettings) -> Plan:
-    """What the real probe finds for the networks of these tests, looked for once."""
-    generator = Generator(tiny_settings(Path("data")), spec).eval().requires_grad_(False)
-    return probe(generator, spec, size_px, settings)
+GRAPHS: dict[str, Graph] = {}
 
 
-def remembered_probe(
+def remembered_graph(
     generator: Generator, spec: DataSpec, size_px: int, settings: EndpointSettings
-) -> Plan:
-    return plan_of(spec, size_px, settings)
+) -> Graph:
+    """The service of a store's run, or (`promoted`) of a model's name."""
+    """`build_graph`, which takes seconds, once for each architecture and settings."""
+    key = f"{generator} {spec} {size_px} {settings}"
+    if key not in GRAPHS:
+        GRAPHS[key] = build_graph(generator, spec, size_px, settings)
+    return GRAPHS[key]
 
 
 @contextlib.asynccontextmanager
@@ -117,6 +116,7 @@ async def client_of(service: Service) -> AsyncIterator[tuple[Client, Application
 
 
 def png_of(seed: int = 0, size_px: int = 32, channels: int = 3) -> bytes:
+    """A PNG file of noise."""
     return encoded(noise_picture(seed, size_px, channels))
 
 
@@ -135,6 +135,7 @@ def pictures(answer: httpx.Response) -> list[Image.Image]:
 
 
 def free_port() -> int:
+    """A port nobody listens to."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -165,9 +166,11 @@ class Served:
         raise AssertionError(self.log.read_text())
 
     def terminate(self) -> None:
+        """Send SIGTERM."""
         self.process.send_signal(signal.SIGTERM)
 
     def resident_mib(self) -> float:
+        """Its memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found is not None
@@ -182,6 +185,7 @@ class Served:
 
 @contextlib.contextmanager
 def served(*arguments: str | Path, cwd: Path) -> Iterator[Served]:
+    """An endpoint process, ready; killed with the block."""
     endpoint = Served(*arguments, cwd=cwd)
     try:
         endpoint.wait()

@@ -33,6 +33,7 @@ def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 2
 
 
 def whole(numbers: np.random.Generator) -> bytes:
+    """A good file."""
     side = int(numbers.integers(1, 80))
     image = Image.fromarray(numbers.integers(0, 256, (side, side, 3), dtype=np.uint8))
     buffer = io.BytesIO()
@@ -41,11 +42,13 @@ def whole(numbers: np.random.Generator) -> bytes:
 
 
 def truncated(numbers: np.random.Generator) -> bytes:
+    """A file cut off."""
     data = whole(numbers)
     return data[: int(numbers.integers(0, len(data)))]
 
 
 def flipped(numbers: np.random.Generator) -> bytes:
+    """A file with up to 20 bits flipped."""
     data = bytearray(whole(numbers))
     for at in numbers.integers(0, len(data), int(numbers.integers(1, 20))):
         data[at] ^= 1 << int(numbers.integers(0, 8))
@@ -53,6 +56,7 @@ def flipped(numbers: np.random.Generator) -> bytes:
 
 
 def spliced(numbers: np.random.Generator) -> bytes:
+    """Half of one file and half of another."""
     one, other = whole(numbers), whole(numbers)
     return one[: len(one) // 2] + other[len(other) // 2 :]
 
@@ -64,20 +68,24 @@ def bomb(numbers: np.random.Generator) -> bytes:
 
 
 def huge_header(numbers: np.random.Generator) -> bytes:
+    """A header of up to 2^31 px a side."""
     width, height = (int(x) for x in numbers.integers(0, 2**31, 2))
     return png(width, height, b"\0" * 100)
 
 
 def thin(numbers: np.random.Generator) -> bytes:
+    """One pixel high."""
     return png(int(numbers.integers(1, 5000)), 1, bytes(16000))
 
 
 def odd_depth(numbers: np.random.Generator) -> bytes:
+    """Depths and colour types of which most do not exist."""
     depth, colour = int(numbers.integers(0, 33)), int(numbers.integers(0, 8))
     return png(16, 16, bytes(4000), depth=depth, colour=colour)
 
 
 def text_bomb(numbers: np.random.Generator) -> bytes:
+    """A compressed text of up to 3 MB."""
     facts = PngImagePlugin.PngInfo()
     facts.add_text("k", "x" * int(numbers.integers(1, 3_000_000)), zip=True)
     buffer = io.BytesIO()
@@ -86,6 +94,7 @@ def text_bomb(numbers: np.random.Generator) -> bytes:
 
 
 def other_type(numbers: np.random.Generator) -> bytes:
+    """A format that is not served."""
     buffer = io.BytesIO()
     kind = str(numbers.choice(["GIF", "BMP", "TIFF", "PPM", "ICO", "PCX", "PDF", "EPS", "TGA"]))
     Image.new("RGB", (16, 16)).save(buffer, kind)
@@ -93,6 +102,7 @@ def other_type(numbers: np.random.Generator) -> bytes:
 
 
 def not_an_image(numbers: np.random.Generator) -> bytes:
+    """Magic numbers before noise."""
     texts = [
         b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"PK\x03\x04", b"%PDF-1.4", b"\0" * 64, b"MZ",
         b"{}", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBPVP8 ",
@@ -125,6 +135,7 @@ def send(url: str, label: str, count: int) -> Counter[int]:
 
 
 def main() -> None:
+    """Send COUNT images; exit code 1 at any answer but 200 and 422."""
     url, label, *rest = sys.argv[1:]
     seen = send(url, label, int(rest[0]) if rest else 10_000)
     print(dict(sorted(seen.items())))

@@ -8,10 +8,12 @@ Closed loop (`--clients`: each sends its next request when it has its answer) or
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import select
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 BOUNDARY = "load-boundary"
+SLOW_CLIENTS = 200
 
 
 def request_bytes(
@@ -52,6 +55,7 @@ class Connection:
     waits: bool = False  # for an answer
 
     def send(self, request: bytes, poll: select.epoll, open_: dict[int, Connection]) -> None:
+        """Send a request, over a new connection where there is none."""
         if self.socket is None:
             self.socket = socket.create_connection(self.address, timeout=10)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -82,6 +86,7 @@ class Connection:
         return int(head[9:12]), b"connection: close" in head
 
     def close(self, open_: dict[int, Connection]) -> None:
+        """Close and forget it."""
         if self.socket is not None:
             del open_[self.socket.fileno()]
             self.socket.close()
@@ -89,15 +94,17 @@ class Connection:
 
 
 @dataclass
-class Seen:
+class Latencies:
     """Latencies by status; 0 stands for a connection that broke."""
 
     seconds: dict[int, list[float]] = field(default_factory=dict)
 
     def add(self, status: int, seconds: float) -> None:
+        """Count one answer."""
         self.seconds.setdefault(status, []).append(seconds)
 
     def report(self, elapsed_s: float) -> dict[str, object]:
+        """Counts, rate and latencies."""
         counts = Counter({status: len(times) for status, times in self.seconds.items()})
         return {
             "elapsed_s": elapsed_s,
@@ -120,7 +127,7 @@ def closed(address: tuple[str, int], requests: Iterator[bytes], clients: int, se
     poll, open_ = select.epoll(), dict[int, Connection]()
     for _ in range(clients):
         Connection(address).send(next(requests), poll, open_)
-    seen = Seen()
+    latencies = Latencies()
     start_s = time.perf_counter() + warm_s
     while (now_s := time.perf_counter()) < start_s + seconds:
         for number, _ in poll.poll(1.0):
@@ -131,11 +138,11 @@ def closed(address: tuple[str, int], requests: Iterator[bytes], clients: int, se
             status, ends = answer
             now_s = time.perf_counter()
             if now_s >= start_s:
-                seen.add(status, now_s - connection.sent_at_s)
+                latencies.add(status, now_s - connection.sent_at_s)
             if ends:
                 connection.close(open_)
             connection.send(next(requests), poll, open_)
-    return seen.report(now_s - start_s)
+    return latencies.report(now_s - start_s)
 
 
 def paced(address: tuple[str, int], requests: Iterator[bytes], rate: float, seconds: float,
@@ -143,7 +150,7 @@ def paced(address: tuple[str, int], requests: Iterator[bytes], rate: float, seco
     """`rate` requests a second, on connections that are made as they are needed."""
     poll, open_ = select.epoll(), dict[int, Connection]()
     idle: list[Connection] = []
-    seen = Seen()
+    latencies = Latencies()
     begun_s = time.perf_counter()
     sent = 0
     while (now_s := time.perf_counter()) < begun_s + warm_s + seconds:
@@ -165,14 +172,42 @@ def paced(address: tuple[str, int], requests: Iterator[bytes], rate: float, seco
             if not connection.waits:  # the server has closed an idle one, as it may
                 continue
             if time.perf_counter() >= begun_s + warm_s:
-                seen.add(answer[0], time.perf_counter() - connection.sent_at_s)
+                latencies.add(answer[0], time.perf_counter() - connection.sent_at_s)
             connection.waits = False
             idle.append(connection)
-    return {**seen.report(seconds), "sent": sent}
+    return {**latencies.report(seconds), "sent": sent}
+
+
+@contextlib.contextmanager
+def slow_clients(url: str, count: int = SLOW_CLIENTS) -> Iterator[None]:
+    """Connections that announce a body and let it drip, a byte every half second each."""
+    parts = urlsplit(url)
+    head = b"POST /v1/samples HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    slow = [socket.create_connection((parts.hostname, parts.port)) for _ in range(count)]
+
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.5):
+            for each in slow:
+                with contextlib.suppress(OSError):  # cut off by the endpoint, as it should be
+                    each.sendall(b"x")
+
+    for each in slow:
+        each.sendall(head)
+    thread = threading.Thread(target=drip)
+    try:
+        thread.start()
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for each in slow:
+            each.close()
 
 
 def main() -> None:
-    """Load an endpoint and print what was seen."""
+    """Load an endpoint and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("images", nargs="+", type=Path)
@@ -182,21 +217,21 @@ def main() -> None:
     parser.add_argument("--warm-s", type=float, default=1.0)
     parser.add_argument("--field", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--key")
-    asked = parser.parse_args()
-    parts = urlsplit(asked.url)
+    options = parser.parse_args()
+    parts = urlsplit(options.url)
     address = (parts.hostname or "127.0.0.1", parts.port or 80)
-    fields = dict(item.split("=", 1) for item in asked.field)
+    fields = dict(item.split("=", 1) for item in options.field)
     requests = cycle([
         request_bytes(
             parts.netloc, parts.path or "/v1/samples", path.read_bytes(),
-            {"seed": str(seed), **fields}, asked.key,
+            {"seed": str(seed), **fields}, options.key,
         )
-        for seed, path in enumerate(asked.images)
+        for seed, path in enumerate(options.images)
     ])  # fmt: skip
-    if asked.rate:
-        report = paced(address, requests, asked.rate, asked.seconds, asked.warm_s)
+    if options.rate:
+        report = paced(address, requests, options.rate, options.seconds, options.warm_s)
     else:
-        report = closed(address, requests, asked.clients, asked.seconds, asked.warm_s)
+        report = closed(address, requests, options.clients, options.seconds, options.warm_s)
     json.dump(report, sys.stdout)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.endpoint.forms import Format
+from deploy.endpoint.request_body import Format
 
 MEDIA_TYPES: dict[Format, str] = {
     "png": "image/png", "zip": "application/zip", "json": "application/json",

@@ -14,8 +14,8 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deploy.endpoint.batcher import Arrival, Batcher
+from deploy.endpoint.errors import HttpError
 from deploy.endpoint.metrics import Metrics
-from deploy.endpoint.refusals import Refused
 from deploy.endpoint.security import Keys, Rates
 from deploy.endpoint.settings import EndpointSettings
 
@@ -30,7 +30,7 @@ SAFE = [
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; "
      b"frame-ancestors 'none'; base-uri 'none'; form-action 'self'"),
 ]  # fmt: skip
-FAILED = Refused(500, "internal", "the endpoint failed")
+FAILED = HttpError(500, "internal", "the endpoint failed")
 log = logging.getLogger("aalnet.endpoint")
 
 
@@ -58,9 +58,9 @@ class Gate:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 await self._admitted(scope, receive, answer)
         except TimeoutError:
-            refusal = Refused(503, "timeout", "it took too long", retry_after_s=1)
+            refusal = HttpError(503, "timeout", "it took too long", retry_after_s=1)
             await answer.refuse(refusal)
-        except Refused as refusal:
+        except HttpError as refusal:
             await answer.refuse(refusal)
         except ClientGone:
             self.metrics.rejected.labels("gone").inc()
@@ -126,7 +126,7 @@ class _Body:
         """Read it all. A body that comes in pieces holds back no batch.
 
         Raises:
-            Refused: it is too large, or too slow.
+            HttpError: it is too large, or too slow.
         """
         settings = self.gate.settings
         announced = headers.get(b"content-length", b"0")
@@ -137,7 +137,7 @@ class _Body:
                 while await self._chunk():
                     arrival.end()
         except TimeoutError:
-            raise Refused(408, "slow", "the body took too long to arrive") from None
+            raise HttpError(408, "slow", "the body took too long to arrive") from None
 
     async def _chunk(self) -> bool:
         message = await self.receive()
@@ -153,9 +153,9 @@ class _Body:
         self._chunks.append(chunk)
         return bool(message.get("more_body", False))
 
-    def _too_large(self) -> Refused:
+    def _too_large(self) -> HttpError:
         limit = self.gate.settings.body_bytes
-        return Refused(413, "size", f"a body may have at most {limit:,} bytes")
+        return HttpError(413, "size", f"a body may have at most {limit:,} bytes")
 
     async def replay(self) -> Message:
         """Receive for the application: the whole body at once."""
@@ -206,7 +206,7 @@ class _Answer:
                 self._gate.metrics.total_seconds.observe(took_s)
         await self._send(message)
 
-    async def refuse(self, refusal: Refused) -> None:
+    async def refuse(self, refusal: HttpError) -> None:
         """Answer with an error. Where an unread body may follow, the connection ends."""
         self._gate.metrics.rejected.labels(refusal.reason).inc()
         if self.started:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deploy.endpoint.refusals import Refused
+from deploy.endpoint.errors import HttpError
 
 LARGEST_SEED = 2**53 - 1  # every JSON reader keeps such whole numbers exact
 MOST_PARTS = 16
@@ -39,7 +39,7 @@ def parse_request(content_type: str, body: bytes, max_samples: int) -> SampleReq
     """A request from a whole body.
 
     Raises:
-        Refused: the type is another one, the body is malformed, a field is missing or wrong.
+        HttpError: the type is another one, the body is malformed, a field is missing or wrong.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -48,15 +48,15 @@ def parse_request(content_type: str, body: bytes, max_samples: int) -> SampleReq
     elif kind == "application/json":
         values = _json(body)
     else:
-        raise Refused(415, "type", "send multipart/form-data or application/json")
+        raise HttpError(415, "type", "send multipart/form-data or application/json")
     try:
         request = SampleRequest.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "body"
-        raise Refused(422, "field", f"{field:.60}: {problem['msg']}") from None
+        raise HttpError(422, "field", f"{field:.60}: {problem['msg']}") from None
     if request.num_samples > max_samples:
-        raise Refused(422, "field", f"num_samples: at most {max_samples}")
+        raise HttpError(422, "field", f"num_samples: at most {max_samples}")
     return request
 
 
@@ -64,14 +64,14 @@ def _json(body: bytes) -> dict[str, Any]:
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(422, "body", "the body is not JSON") from error
+        raise HttpError(422, "body", "the body is not JSON") from error
     if not isinstance(values, dict):
-        raise Refused(422, "body", "the body must be a JSON object")
+        raise HttpError(422, "body", "the body must be a JSON object")
     if isinstance(values.get("image"), str):
         try:
             values["image"] = base64.b64decode(values["image"], validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Refused(422, "field", "image: must be base64") from error
+            raise HttpError(422, "field", "image: must be base64") from error
     return values
 
 
@@ -80,16 +80,16 @@ def _multipart(boundary: bytes, body: bytes) -> dict[str, Any]:
     delimiter = b"\r\n--" + boundary
     _, *parts = (b"\r\n" + body).split(delimiter)
     if not boundary or not parts or not parts[-1].startswith(b"--") or len(parts) > MOST_PARTS:
-        raise Refused(422, "body", f"the body is not multipart of 1 to {MOST_PARTS - 1} fields")
+        raise HttpError(422, "body", f"the body is not multipart of 1 to {MOST_PARTS - 1} fields")
     values: dict[str, Any] = {}
     for part in parts[:-1]:
         head, blank, data = part.partition(b"\r\n\r\n")
         named = PART_NAME.search(head)
         if not blank or named is None:
-            raise Refused(422, "body", "a part of the body has no name")
+            raise HttpError(422, "body", "a part of the body has no name")
         name = named[1].decode("utf-8", "replace")
         if name in values:
-            raise Refused(422, "field", f"{name:.60}: given twice")
+            raise HttpError(422, "field", f"{name:.60}: given twice")
         values[name] = data if name == "image" else _value(name, data)
     return values
 
