@@ -41,6 +41,7 @@ class RayCluster:
         """For a command that joins the cluster or sends it a job."""
         return {
             **command_environment(),
+            **LOOPBACK,  # else Ray looks for 127.0.0.1 at the machine's own address
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_API_SERVER_ADDRESS": self.dashboard,
@@ -69,7 +70,7 @@ def ray_cluster(cpus: int = 2) -> Iterator[RayCluster]:
         marks = {"RAY_ADDRESS": made.address, MARK: str(port)}
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, env=made.environment | marks | LOOPBACK, stdout=output, stderr=output,
+                command, env=made.environment | marks, stdout=output, stderr=output,
                 cwd=folder, start_new_session=True,
             )  # fmt: skip
         try:
