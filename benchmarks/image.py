@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fnmatch
 import json
 import os
 import re
@@ -23,7 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.dockerfile import ROOT, ignored, parse
+
 MIB = 2**20
 BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILD_VARIABLES = ("PIP_", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -48,15 +48,6 @@ class Stage:
 
     def path(self, inside: str) -> Path:
         return self.folder / os.path.join(self.workdir, inside).lstrip("/")
-
-
-def parse(text: str) -> Iterator[tuple[str, str]]:
-    """The instructions of a Dockerfile: comments dropped, continued lines joined."""
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines():
-        if line.strip():
-            word, _, rest = line.partition(" ")
-            yield word, rest.strip()
 
 
 class Build:
@@ -160,18 +151,6 @@ def bind_mount(path: Path, folder: Path) -> list[str]:
         f"mkdir -p {target}" if path.is_dir() else f"mkdir -p $(dirname {target}); touch {target}"
     )
     return [made, f"mount --bind {path} {target}", f"mount -o remount,bind,ro {target}"]
-
-
-def ignored(name: str) -> bool:
-    """Does .dockerignore keep it out? The last pattern that fits decides."""
-    out = False
-    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
-        pattern = line.removeprefix("!")
-        if line and not line.startswith("#"):
-            parents = [name, *map(str, Path(name).parents)]
-            if any(fnmatch.fnmatch(part, pattern) for part in parents if part != "."):
-                out = not line.startswith("!")
-    return out
 
 
 # What a container runtime does for a pod of ours, and no more.

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.image import ignored, parse
+from tests.support.dockerfile import ignored, parse
 from tests.support.kubernetes_objects import OVERLAYS, pods, render
 
 ROOT = Path(__file__).resolve().parents[1]

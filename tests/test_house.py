@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import jsonschema
@@ -18,6 +21,12 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("aalnet", "cluster", "deploy", "tuner")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ROOMS = [path for path in MODULES if path.name == "__init__.py" and path.parent.parent != ROOT]
+TOOLS = sorted(
+    path
+    for folder in ("benchmarks", "tests/support", "tests/proof")
+    for path in (ROOT / folder).rglob("*.py")
+)
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -46,6 +55,38 @@ def lines_of(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
+def without_docstring(body: Sequence[ast.stmt], prefix: str = "") -> Iterator[str]:
+    """Public functions, methods and classes that do not say what they are."""
+    for node in body:
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from without_docstring(node.body, f"{prefix}{node.name}.")
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Our modules that each of ours imports, wherever in its text."""
+    paths = [p for top in (*PACKAGES, "tests", "benchmarks") for p in (ROOT / top).rglob("*.py")]
+    names = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+             for path in paths}  # fmt: skip
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        named = set[str]()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {each if each in names else node.module for each in whole}
+        graph[name] = (named & names.keys()) - {name}
+    return graph
+
+
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
@@ -62,7 +103,7 @@ def direct_dependencies() -> list[Requirement]:
 # Sizes
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", [*MODULES, *TOOLS], ids=name_of)
 def test_file_and_function_sizes(path: Path) -> None:
     assert lines_of(path) <= FILE_LINES, "split this file"
     too_long = {name: lines for name, lines in functions(path) if lines > FUNCTION_LINES}
@@ -77,7 +118,31 @@ def test_train_step_fits_one_screen(repo_root: Path) -> None:
     assert dict(functions(repo_root / "aalnet" / "step.py"))["train_step"] <= STEP_LINES
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_public_name_has_a_docstring(path: Path) -> None:
+    assert list(without_docstring(ast.parse(path.read_text(encoding="utf-8")).body)) == []
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=name_of)
+def test_every_room_says_in_one_line_what_lives_there(path: Path) -> None:
+    (line,) = path.read_text(encoding="utf-8").splitlines()
+    assert re.fullmatch(r'"""[A-Z].+\."""', line)
+
+
 # Packages and imports
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter(imports()).prepare()  # raises CycleError, which names one
+
+
+def test_tests_import_no_benchmarks() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, others in imports().items() if module.startswith("tests")
+        for other in others if other.startswith("benchmarks")
+    ]  # fmt: skip
+    assert wrong == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,0 +1,1 @@
+"""`aalnet serve`, `sample` at an endpoint and `deploy`. Nothing else imports from here."""

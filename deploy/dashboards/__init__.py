@@ -1,0 +1,1 @@
+"""Grafana's boards as code: panels, queries, one module a board. Writes JSON, reads nothing."""

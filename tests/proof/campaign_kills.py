@@ -32,14 +32,13 @@ from tuner.campaign import Campaign, close_storage
 
 TRIALS = 6
 CAMPAIGN = {
-    "budget.trials": TRIALS,
     "pruning": {"kind": "asha"},
     "repeats": {"top": 1, "seeds": [1]},
     "trials_at_once": 2,
 }
 LONGEST_S = 400.0  # of one life, Ray's start and a busy machine included
 START_SHARE = 0.2  # of the kills come while Ray is being started
-WORK_S = 20.0  # the others within so long after the first trial began
+WORK_S = 20.0  # the others within so long after the first of TRIALS began
 SEEDS = {"folder": 1, "s3": 2, "postgres": 3}
 
 
@@ -61,6 +60,7 @@ class Range:
     storage: str
     url: str | None
     random: random.Random
+    trials: int
     shots: list[Shot] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     known: dict[str, dict[int, tuple[str, Any]]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class Range:
 
 
 @contextlib.contextmanager
-def shooting_range(kind: str, seed: int | None = None) -> Iterator[Range]:
+def shooting_range(kind: str, seed: int | None = None, trials: int = TRIALS) -> Iterator[Range]:
     """Servers, data and settings for campaigns whose study is in `folder`, `s3` or `postgres`."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     chosen = random.Random(SEEDS[kind] if seed is None else seed)
@@ -96,7 +96,8 @@ def shooting_range(kind: str, seed: int | None = None) -> Iterator[Range]:
             tempfile.TemporaryDirectory(prefix="aalnet-kills-", ignore_cleanup_errors=True)
         )
         folder = Path(root)
-        write_campaign(folder / "campaign.yaml", write_data(folder), CAMPAIGN)
+        settings = CAMPAIGN | {"budget.trials": trials}
+        write_campaign(folder / "campaign.yaml", write_data(folder), settings)
         storage, url = str(folder / "store"), None
         if kind == "s3":
             server = stack.enter_context(s3_server(folder / "s3"))
@@ -104,7 +105,7 @@ def shooting_range(kind: str, seed: int | None = None) -> Iterator[Range]:
             storage = f"s3://{server.bucket}/kills"
         if kind == "postgres":
             url = stack.enter_context(postgres_server()).url
-        yield Range(folder, storage, url, chosen)
+        yield Range(folder, storage, url, chosen, trials)
 
 
 class Life:
@@ -173,7 +174,9 @@ def _one_life(made: Range, name: str) -> bool:
     if made.random.random() < START_SHARE:
         whole = life.wait(made.random.uniform(0.5, 12.0))
     else:
-        whole = life.wait(LONGEST_S, for_trial=True) or life.wait(made.random.uniform(0, WORK_S))
+        whole = life.wait(LONGEST_S, for_trial=True) or life.wait(
+            made.random.uniform(0, WORK_S * made.trials / TRIALS)
+        )
     after_s = time.monotonic() - began_s
     life.kill()
     if whole and life.code != 0:
@@ -198,15 +201,15 @@ def _check_kept(made: Range, name: str, trials: list[FrozenTrial]) -> None:
 def _check_end(made: Range, name: str) -> None:
     trials = made.study(name)
     _check_kept(made, name, trials)
-    if [trial.number for trial in trials] != list(range(TRIALS)):
-        made.wrong.append(f"{name}: {len(trials)} trials, asked for {TRIALS}")
+    if [trial.number for trial in trials] != list(range(made.trials)):
+        made.wrong.append(f"{name}: {len(trials)} trials, asked for {made.trials}")
     wrong = {trial.number: (trial.state.name, trial.user_attrs.get("reason")) for trial in trials
              if trial.state not in {TrialState.COMPLETE, TrialState.PRUNED}}  # fmt: skip
     if wrong:
         made.wrong.append(f"{name}: {wrong}")
     runs = {trial.user_attrs.get("run") for trial in trials}
     params = {tuple(sorted(trial.params.items())) for trial in trials}
-    if len(runs) != TRIALS or len(params) != TRIALS:
+    if len(runs) != made.trials or len(params) != made.trials:
         made.wrong.append(f"{name}: {len(runs)} runs and {len(params)} suggestions that differ")
 
 

@@ -19,17 +19,8 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.proof.kills import (
-    AT_ONCE,
-    INTERVAL,
-    STEPS_EACH,
-    Case,
-    kills,
-    scratch,
-    shooting_range,
-    single_threaded,
-    tally,
-)
+from tests.proof.kills import AT_ONCE, kills, scratch, shooting_range, single_threaded, tally
+from tests.proof.lane import INTERVAL, STEPS_EACH, Case
 from tests.proof.ray_kills import RayKills, Share, goodput, worker_kills
 from tests.proof.victim import ROOT
 from tests.support import machine

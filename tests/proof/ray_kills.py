@@ -20,7 +20,7 @@ from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.storage.store import StoreError
-from tests.proof.kills import BATCH, LONGEST_S, SETTINGS, blobs_of
+from tests.proof.lane import BATCH, LONGEST_S, SETTINGS, blobs_of
 from tests.proof.victim import ROOT
 from tests.support.processes import descendants, kill, workers_of
 from tests.support.s3_server import S3Server

@@ -5,23 +5,21 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from cluster.launch.launcher import Placement, train_here
 from cluster.runs.checkpoint import Checkpoint, checkpoints
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
-from cluster.training.stop import Stop
 from tests.support import hosts
 from tests.support.s3_server import environment, s3_server
 from tests.support.tiny_runs import (
     aalnet_command,
     command_environment,
-    tiny_settings,
     tiny_values,
     write_config,
     write_data,
@@ -65,11 +63,11 @@ def wait_for(what: str, happened: Callable[[], bool], process: subprocess.Popen[
 def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
     write_data(tmp_path, train_rows=60)
     reference = Run(FolderStore(tmp_path / "reference"), "run")
-    settings = tiny_settings(tmp_path, SLOW_STEPS)
-    reference.claim(settings)
-    with Stop() as stop:
-        train_here(reference, settings, Placement(0, "cpu", "this machine"), stop)
-
+    alone = write_config(tmp_path / "alone.yaml", tiny_values(tmp_path, SLOW_STEPS))
+    undisturbed = subprocess.Popen(
+        aalnet_command("train", alone, "--run", "run", "--storage", tmp_path / "reference"),
+        env=command_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
     config = write_config(
         tmp_path / "hosts.yaml", tiny_values(tmp_path, SLOW_STEPS | {"run.workers": "1:3"})
     )
@@ -78,8 +76,9 @@ def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
         s3_server(tmp_path / "s3", address=hosts.OUTSIDE) as server,
         environment(server.environment),
     ):
-        for host in (1, 2, 3):
-            lan.start_ray(host, QUICK_DETECTION)
+        lan.start_ray(1, QUICK_DETECTION)
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda host: lan.start_ray(host, QUICK_DETECTION), (2, 3)))
         storage = f"s3://{server.bucket}/hosts"
         run = Run(open_store(storage), "run")
         arguments = ("--run", "run", "--storage", storage, "--address", hosts.HEAD)
@@ -106,9 +105,11 @@ def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
             lan.start_ray(3, QUICK_DETECTION)
             wait_for("a start with three", lambda: of("start")[-1]["workers"] == 3, process)
             told, _ = process.communicate(timeout=LONGEST_S)
+            assert undisturbed.wait(LONGEST_S) == 0
         finally:
-            process.kill()
-            process.wait()
+            for each in (process, undisturbed):
+                each.kill()
+                each.wait()
         assert process.returncode == 0, told
         assert run.status() == "finished"
         causes = [start.get("cause") for start in of("start")]
