@@ -139,7 +139,7 @@ def pack(
 
 
 def _runner(workers: int | None, address: str | None) -> PackShards:
-    """Does jobs in this process, or with Ray, which takes seconds to start."""
+    """Packs shards in this process, or with Ray, which takes seconds to start."""
     from cluster.data.packing import pack_shard
     from cluster.storage.store import StoreError
 
