@@ -23,7 +23,8 @@ from deploy.operator.errors import (
 )
 from deploy.operator.render import render
 from tests.support import kube_store
-from tests.support.kube_api import APPLY, DROP, Fault, KubeApi
+from tests.support.kube_answers import APPLY
+from tests.support.kube_api import DROP, Fault, KubeApi
 from tests.support.kube_deploy import IMAGE, TRAINER, deploy, fails, good
 
 

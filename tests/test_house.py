@@ -126,7 +126,7 @@ def test_every_public_name_has_a_docstring(path: Path) -> None:
 @pytest.mark.parametrize("path", ROOMS, ids=name_of)
 def test_every_room_says_in_one_line_what_lives_there(path: Path) -> None:
     (line,) = path.read_text(encoding="utf-8").splitlines()
-    assert re.fullmatch(r'"""[A-Z].+\."""', line)
+    assert re.fullmatch(r'"""[A-Z`].+\."""', line)
 
 
 # Packages and imports

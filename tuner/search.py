@@ -22,7 +22,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.runs.figures import kid_name
-from tuner.settings import CampaignSettings, Choices, Range, SearchObjective, finite
+from tuner.settings import CampaignSettings, SearchObjective, finite
+from tuner.space import Choices, Range
 
 Space = Mapping[str, BaseDistribution]
 

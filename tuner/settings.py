@@ -17,39 +17,18 @@ from aalnet.section import Count, Positive, Section
 from aalnet.settings import Settings, identity, parse_settings
 from aalnet.yaml_io import apply_overrides, read_mapping, validate
 from tuner.dotted import flat, with_values
+from tuner.space import Choice, Choices, Range
 
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Choice = bool | int | float | str
 FigureName = Literal["kid", "kid_lite0", "l1", "best_of_k_l1", "diversity", "ssim", "psnr"]
-
-
-class Range(Section):
-    """Numbers from `low` to `high`; whole ones where both bounds are whole and `log` is off."""
-
-    low: int | Number
-    high: int | Number
-    log: bool = Field(False, description="try every order of magnitude alike; for weights and lr")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError(f"low must be < high, got {self.low} and {self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a log range must start above 0, got {self.low}")
-        return self
-
-
-class Choices(Section):
-    """One of several values."""
-
-    choices: Annotated[tuple[Choice, ...], Field(strict=False, min_length=1)]
 
 
 class SearchObjective(Section):
     """A figure of the evaluation, and which way is better."""
 
     figure: FigureName = Field("kid_lite0", description="to improve; kid: by evaluation.features")
-    direction: Literal["minimise", "maximise"] = "minimise"
+    direction: Literal["minimise", "maximise"] = Field(
+        "minimise", description="which way is better; maximise for diversity, ssim and psnr"
+    )
 
     @property
     def minimises(self) -> bool:
@@ -76,8 +55,13 @@ class BudgetSettings(Section):
 class SamplerSettings(Section):
     """Where suggestions come from."""
 
-    kind: Literal["tpe", "random", "nsga2"] = Field("tpe", description="nsga2: several objectives")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    kind: Literal["tpe", "random", "nsga2"] = Field(
+        "tpe",
+        description="tpe learns from earlier trials, random does not; nsga2: several objectives",
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0, description="of the suggestions; the same seed and results give the same ones"
+    )
     startup_trials: Annotated[int, Field(ge=0)] = Field(
         8, description="random trials before it learns"
     )

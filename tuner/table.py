@@ -13,7 +13,8 @@ from rich.text import Text
 
 from cluster.view.progress import duration, number, printable
 from tuner.campaign import Campaign
-from tuner.settings import CampaignSettings, Choices, Range
+from tuner.settings import CampaignSettings
+from tuner.space import Choices, Range
 from tuner.status import CampaignStatus, TrialRow, by_mean
 
 COLOURS = {"complete": "green", "running": "blue", "pruned": "yellow", "fail": "red"}

@@ -1,0 +1,1 @@
+"""The sampling endpoint: HTTP, batching, keys, following a promoted model. Runs without Ray."""
