@@ -213,7 +213,7 @@ def test_the_scan_sees_the_cluster(scanned: Scanned) -> None:
 
 
 def test_only_this_machine_reaches_it(scanned: Scanned) -> None:
-    """But for the store of torch's process group: it has no setting for it (docs/scanned.md)."""
+    """But for the store of torch's process group: it has no setting for it (docs/cluster.md)."""
     open_ones = [
         found.process for found in scanned.ports.values() if not found.addresses <= LOOPBACK
     ]
@@ -246,7 +246,7 @@ def test_liveness_is_there_for_probes(scanned: Scanned) -> None:
 
 
 def test_figures_are_on_known_ports_only(scanned: Scanned) -> None:
-    """Ray's three Prometheus endpoints of a head, and a run's own (docs/scanned.md)."""
+    """Ray's three Prometheus endpoints of a head, and a run's own (docs/cluster.md)."""
     bodies = {port: get(port, "/metrics", {})[1] for port in scanned.http}
     open_ones = {port: body for port, body in bodies.items() if is_figures(body)}
     assert len(open_ones) <= 4, {port: scanned.ports[port] for port in open_ones}
