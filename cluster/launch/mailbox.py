@@ -1,7 +1,7 @@
 """Word between a launch's driver, Ray Train's controller and the workers: one small Ray actor.
 
 One serves all launches of a Ray job, a campaign's nested trials too. Ray hands it a process that it
-has started ahead: 0.3 s of CPU, and 1.1 ms a call (Ray 2.60, two cores).
+has started ahead: ready after 0.55 s, 145 MB, 1.1 ms a call (Ray 2.60, two cores).
 """
 
 from __future__ import annotations
