@@ -21,15 +21,13 @@ CHROMIUM = [
 ]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist groups by these marks, and `-m` selects by them
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.slow)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
-            if item.path.relative_to(HERE).as_posix().startswith(ALONE):
-                item.add_marker(pytest.mark.xdist_group("alone"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark each test as it is collected: xdist has grouped them before `modifyitems` is called."""
+    item.add_marker(pytest.mark.slow)
+    if item.get_closest_marker("timeout") is None:
+        item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+    if item.path.relative_to(HERE).as_posix().startswith(ALONE):
+        item.add_marker(pytest.mark.xdist_group("alone"))
 
 
 @pytest.fixture(scope="module")
