@@ -10,7 +10,7 @@ DEMO_WORKERS ?= $(shell $(HAS_GPU) && echo auto || echo 2)
 TEST_JOBS ?= 2
 # Tests run side by side, so each process keeps to one core.
 TEST_ENV := OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0
-PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup
+PYTEST = $(TEST_ENV) $(BIN)/python -m pytest -n $(TEST_JOBS)
 QUIET = $$([ -t 1 ] || echo --quiet)
 
 .PHONY: help setup demo test test-slow test-all proof check bench bench-endpoint clean

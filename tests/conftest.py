@@ -19,7 +19,7 @@ MAY_SKIP = {  # no program that could be installed would run these
     "JPEG has no such mode",
 }
 
-pytest_plugins = ["tests.support.stuck"]
+pytest_plugins = ["tests.support.schedule", "tests.support.stuck"]
 
 # Before torch is imported, here or in a child: tests run side by side, one core each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
