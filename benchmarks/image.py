@@ -86,6 +86,7 @@ def build(folder: Path, variant: str, debian: str, binds: list[str]) -> dict[str
          *(word for volume in volumes for word in ("--volume", volume)),
          "--output", f"type=local,dest={folder / 'root'}", "."], cwd=ROOT, check=True,
     )  # fmt: skip
+    (folder / "root").chmod(0o755)  # buildah's --output leaves it to root alone
     config = json.loads(output(*buildah, "inspect", "--type", "image", "localhost/aalnet"))
     return dict(config["Docker"]["config"])
 

@@ -13,7 +13,7 @@ from benchmarks.endpoint.rivals import BATCH, PlainModel
 
 
 class Api(litserve.LitAPI):
-    """Decodes, batches, draws and encodes, in LitServe's hooks."""
+    """Decodes, draws and encodes, in LitServe's hooks; it makes the batches."""
 
     storage: str
     run: str
@@ -27,17 +27,9 @@ class Api(litserve.LitAPI):
         condition = self.model.condition(request["image"].file.read())
         return condition, int(request["seed"]), int(request["num_samples"])
 
-    def batch(self, inputs: list[Any]) -> list[Any]:
-        """As they are."""
-        return inputs
-
     def predict(self, inputs: Any) -> Any:
-        """Draw a whole batch."""
+        """Samples [N, k, 3, S, S] of a batch of requests."""
         return self.model.draw(inputs)
-
-    def unbatch(self, output: Any) -> Any:
-        """One tensor for each request."""
-        return list(output)
 
     def encode_response(self, output: torch.Tensor) -> Response:
         """A PNG."""
