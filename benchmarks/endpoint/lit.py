@@ -1,6 +1,7 @@
-"""LitServe over the plain model: `python -m benchmarks.endpoint.lit STORAGE RUN PORT`."""
+"""LitServe over the plain model: `python -m benchmarks.endpoint.lit STORAGE RUN PORT`.
 
-from __future__ import annotations
+Annotations are not postponed here: LitServe looks at the class that `decode_request` takes.
+"""
 
 import sys
 from typing import Any
