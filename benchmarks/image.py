@@ -1,157 +1,26 @@
-"""Builds the image where there is no container engine, and tries it: `python -m benchmarks.image`.
+"""Builds the image without a container daemon, and tries it: `python -m benchmarks.image FOLDER`.
 
-The Dockerfile's own steps run in a Debian root file system. Then a Ray job with two workers (a head
+buildah runs deploy/Dockerfile over a base by debootstrap. Then a Ray job with two workers (a head
 without work, a token) and the endpoint run in the result as the image's user: no capabilities, no
-network, a read-only root. Prints sizes, writes the SBOM. Needs root, debootstrap, util-linux,
-iproute2 and `cyclonedx-bom`.
+network, a read-only root, which buildah's chroots do not give. Prints sizes, writes the SBOM. Needs
+root, buildah, debootstrap, util-linux, iproute2 and `cyclonedx-bom`.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
-import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from ast import literal_eval
 from pathlib import Path
+from typing import Any
 
-from tests.support.dockerfile import ROOT, ignored, parse
-
+ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
-BASE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-BUILD_VARIABLES = ("PIP_", "SSL_CERT_FILE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-
-
-@dataclass
-class Stage:
-    """A root file system under way, and what its instructions have said."""
-
-    folder: Path
-    arguments: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=lambda: {"PATH": BASE_PATH})
-    labels: dict[str, str] = field(default_factory=dict)
-    workdir: str = "/"
-    user: str = "0:0"
-    healthcheck: list[str] = field(default_factory=list)
-
-    def expand(self, text: str) -> str:
-        """`${NAME}` by the values of ARG and ENV."""
-        known = self.arguments | self.environment
-        return re.sub(r"\$\{(\w+)\}", lambda found: known.get(found[1], ""), text)
-
-    def path(self, inside: str) -> Path:
-        return self.folder / os.path.join(self.workdir, inside).lstrip("/")
-
-
-class Build:
-    """Runs the instructions of a Dockerfile on copies of `base`, below `folder`."""
-
-    def __init__(self, base: Path, folder: Path, arguments: dict[str, str], binds: Sequence[str]):
-        self.base, self.folder, self.binds = base, folder, binds
-        self.given, self.first = arguments, dict[str, str]()
-        self.stages: dict[str, Stage] = {}
-        self.stage: Stage | None = None
-
-    def run(self, instructions: Iterator[tuple[str, str]]) -> Stage:
-        for word, rest in instructions:
-            if self.stage is None and word == "ARG":  # for FROM alone: the base is ours
-                continue
-            getattr(self, f"_{word.lower()}")(rest)
-        assert self.stage is not None
-        return self.stage
-
-    def _from(self, rest: str) -> None:
-        _, _, name = rest.partition(" AS ")
-        folder = self.folder / (name or "image")
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run(["cp", "-a", str(self.base), str(folder)], check=True)
-        self.stage = self.stages[name or "image"] = Stage(folder)
-
-    def _arg(self, rest: str) -> None:
-        name, _, default = rest.partition("=")
-        self._now().arguments[name] = self.given.get(name, default)
-
-    def _env(self, rest: str) -> None:
-        self._now().environment |= dict(item.split("=", 1) for item in shlex.split(rest))
-
-    def _label(self, rest: str) -> None:
-        self._now().labels |= dict(i.split("=", 1) for i in shlex.split(self._now().expand(rest)))
-
-    def _workdir(self, rest: str) -> None:
-        self._now().workdir = rest
-        self._now().path("").mkdir(parents=True, exist_ok=True)
-
-    def _user(self, rest: str) -> None:
-        self._now().user = rest
-
-    def _healthcheck(self, rest: str) -> None:
-        self._now().healthcheck = json.loads(rest.partition("CMD ")[2])
-
-    def _cmd(self, rest: str) -> None:
-        json.loads(rest)
-
-    def _expose(self, rest: str) -> None:
-        int(rest)
-
-    def _copy(self, rest: str) -> None:
-        stage = self._now()
-        words = shlex.split(stage.expand(rest))
-        source = ROOT
-        if words[0].startswith("--from="):
-            source = self.stages[words.pop(0).removeprefix("--from=")].folder
-        *names, target = words
-        for name in names:
-            origin = source / name.lstrip("/")
-            if source == ROOT and ignored(name):
-                raise SystemExit(f".dockerignore keeps {name} out of the image")
-            goal = stage.path(target)
-            if origin.is_dir():
-                keep_out = (
-                    shutil.ignore_patterns("__pycache__", "*.pyc") if source == ROOT else None
-                )
-                shutil.copytree(origin, goal, symlinks=True, ignore=keep_out, dirs_exist_ok=True)
-            else:
-                goal = goal / origin.name if target.endswith("/") else goal
-                goal.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(origin, goal)
-
-    def _run(self, rest: str) -> None:
-        stage = self._now()
-        passed = {k: v for k, v in os.environ.items() if k.upper().startswith(BUILD_VARIABLES)}
-        environment = passed | {k: v for k, v in stage.arguments.items() if v} | stage.environment
-        mounts, made = [f"mount -t proc proc {stage.folder}/proc"], list[Path]()
-        for bind in [Path("/etc/resolv.conf"), *map(Path, self.binds)]:
-            mounts += bind_mount(bind, stage.folder)
-            inside = [stage.folder / p.relative_to("/") for p in (bind, *bind.parents)]
-            made += [path for path in inside if not path.exists()]
-        script = "\n".join(["set -e", *mounts, f'exec chroot {stage.folder} sh -c "$1"'])
-        print(f"RUN {rest[:90]}...", flush=True)
-        command = ["unshare", "--mount", "sh", "-c", script, "sh", f"cd {stage.workdir} && {rest}"]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-        for path in made:  # what was only there to be mounted on
-            with contextlib.suppress(OSError):
-                path.rmdir()
-
-    def _now(self) -> Stage:
-        assert self.stage is not None, "an instruction before FROM"
-        return self.stage
-
-
-def bind_mount(path: Path, folder: Path) -> list[str]:
-    """Shell lines that show `path` of this machine below `folder`, to be read only."""
-    target = f"{folder}{path}"
-    made = (
-        f"mkdir -p {target}" if path.is_dir() else f"mkdir -p $(dirname {target}); touch {target}"
-    )
-    return [made, f"mount --bind {path} {target}", f"mount -o remount,bind,ro {target}"]
-
 
 # What a container runtime does for a pod of ours, and no more.
 CONTAINER = """
@@ -159,7 +28,10 @@ set -e
 ip link set lo up
 mount --bind {root} {root} && mount -o remount,bind,ro {root}
 mount -t tmpfs -o mode=1777 tmp {root}/tmp
-mount -t tmpfs -o mode=1777 shm {root}/dev/shm
+mount -t tmpfs dev {root}/dev && mkdir -m 1777 {root}/dev/shm
+for name in null zero full random urandom; do
+  touch {root}/dev/$name; mount --bind /dev/$name {root}/dev/$name
+done
 mount -t proc proc {root}/proc
 user={user}
 exec chroot {root} /usr/bin/setpriv --reuid "${{user%:*}}" --regid "${{user#*:}}" --clear-groups \
@@ -193,76 +65,106 @@ kill $endpoint; wait $endpoint; echo "the endpoint ended with $?"
 """
 
 
-def try_out(image: Stage) -> None:
+def build(folder: Path, variant: str, debian: str, binds: list[str]) -> dict[str, Any]:
+    """Write the image's files to folder/root. Gives its configuration, as Docker keeps it."""
+    buildah = ["buildah", "--root", f"{folder}/storage", "--runroot", f"{folder}/run"]
+    buildah += ["--storage-driver", "vfs"]
+    make = [*buildah, "build", "--isolation", "chroot", "--format", "docker"]
+    context = folder / "base"
+    if not context.exists():
+        subprocess.run(["debootstrap", "--variant=minbase", debian, folder / "debian"], check=True)
+        context.mkdir()
+        pack = ["tar", "-C", folder / "debian", "--exclude=./dev/*", "--exclude=./proc/*"]
+        subprocess.run([*pack, "-cf", context / "base.tar", "."], check=True)
+        (context / "Dockerfile").write_text("FROM scratch\nADD base.tar /\n", encoding="utf-8")
+        subprocess.run([*make, "--tag", "localhost/base", context], check=True)
+    shutil.rmtree(folder / "root", ignore_errors=True)
+    volumes = [*pip_volumes(folder), *(f"{path}:{path}:ro" for path in binds)]
+    subprocess.run(
+        [*make, "--file", "deploy/Dockerfile", "--tag", "localhost/aalnet",
+         "--build-arg", "BASE=localhost/base", "--build-arg", f"VARIANT={variant}",
+         *(word for volume in volumes for word in ("--volume", volume)),
+         "--output", f"type=local,dest={folder / 'root'}", "."], cwd=ROOT, check=True,
+    )  # fmt: skip
+    (folder / "root").chmod(0o755)  # buildah's --output leaves it to root alone
+    config = json.loads(output(*buildah, "inspect", "--type", "image", "localhost/aalnet"))
+    return dict(config["Docker"]["config"])
+
+
+def pip_volumes(folder: Path) -> list[str]:
+    """Shows RUN this machine's registry: pip's settings, and its certificates where none is yet."""
+    lines, volumes = ["[global]"], [f"{folder}/pip.conf:/etc/pip.conf:ro"]
+    for line in output(sys.executable, "-m", "pip", "config", "list").splitlines():
+        key, _, value = line.partition("=")
+        name, value = key.rpartition(".")[2], literal_eval(value)
+        if name == "cert":
+            volumes.append(f"{value}:/etc/pip-cert.pem:ro")
+            value = "/etc/pip-cert.pem"
+        if name != "constraint":
+            lines.append(f"{name} = {' '.join(value.split())}")
+    (folder / "pip.conf").write_text("\n".join(dict.fromkeys(lines)) + "\n", encoding="utf-8")
+    return list(dict.fromkeys(volumes))
+
+
+def try_out(root: Path, config: dict[str, Any]) -> None:
     """Train and serve inside. Raises CalledProcessError where a step fails."""
     script = CONTAINER.format(
-        root=image.folder,
-        user=image.user,
-        workdir=image.workdir,
-        environment=shlex.join(f"{key}={value}" for key, value in image.environment.items()),
+        root=root,
+        user=config["User"],
+        workdir=config["WorkingDir"],
+        environment=shlex.join(config["Env"]),
     )
-    trial = TRIAL.format(healthcheck=shlex.join(image.healthcheck))
+    trial = TRIAL.format(healthcheck=shlex.join(config["Healthcheck"]["Test"][1:]))
     command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
     subprocess.run([*command, "sh", "-c", script, "sh", trial], check=True)
 
 
-def size_bytes(folder: Path, compressed: bool = False) -> int:
-    """What the folder's files take, plain or as a gzipped archive (what a node pulls)."""
-    if not compressed:
-        done = subprocess.run(["du", "-sb", folder], check=True, capture_output=True, text=True)
-        return int(done.stdout.split()[0])
-    pack = f"tar -C {folder} --exclude=./proc/* -cf - . | gzip -6 | wc -c"
-    return int(subprocess.run(pack, shell=True, check=True, capture_output=True).stdout)
-
-
-def write_sbom(image: Stage, path: Path) -> int:
+def write_sbom(root: Path, path: Path) -> int:
     """CycloneDX: Python's packages as installed, and Debian's. Gives their number."""
-    python = image.folder / "opt/venv/lib/python3.11/site-packages"
+    python = root / "opt/venv/lib/python3.11/site-packages"
     with tempfile.TemporaryDirectory() as folder:
         # A virtual environment of this machine's Python that sees the image's packages only.
         subprocess.run(["python3", "-m", "venv", "--without-pip", folder], check=True)
         (Path(folder) / "lib/python3.11/site-packages/image.pth").write_text(f"{python}\n")
         command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible"]
-        made = subprocess.run(
-            [*command, f"{folder}/bin/python"], check=True, stdout=subprocess.PIPE, text=True
-        )
-    bom = json.loads(made.stdout)
-    query = ["dpkg-query", f"--admindir={image.folder}/var/lib/dpkg", "--show"]
-    listed = subprocess.run(query, check=True, capture_output=True, text=True).stdout
-    for name, version in (line.split("\t") for line in listed.splitlines()):
+        bom = json.loads(output(*command, f"{folder}/bin/python"))
+    packages = output("dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show")
+    for name, version in (line.split("\t") for line in packages.splitlines()):
         purl = f"pkg:deb/debian/{name.split(':')[0]}@{version}"
         component = {"type": "library", "name": name, "version": version, "purl": purl}
         bom["components"].append({"bom-ref": purl, **component})
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(bom, indent=1) + "\n", encoding="utf-8")
     return len(bom["components"])
 
 
+def output(*command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def main() -> None:
+    """Build, measure, list, try."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a new folder for the root file systems (4 GB)")
+    parser.add_argument("folder", type=Path, help="for base, storage and root file system (7 GB)")
     parser.add_argument("--variant", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--debian", default="bookworm", help="release of the base")
     parser.add_argument(
         "--bind", action="append", default=[], help="show this folder to RUN, read-only"
     )
     parser.add_argument("--sbom", type=Path, help="write it here")
-    asked = parser.parse_args()
-    asked.folder.mkdir(parents=True, exist_ok=True)
-    base = asked.folder / "base"
-    if not base.exists():
-        made = ["debootstrap", "--variant=minbase", asked.debian, str(base)]
-        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
-    text = (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
-    image = Build(base, asked.folder, {"VARIANT": asked.variant}, asked.bind).run(parse(text))
-    whole, packed, under = (
-        size_bytes(image.folder), size_bytes(image.folder, compressed=True), size_bytes(base),
-    )  # fmt: skip
-    print(f"{asked.variant}: {whole / MIB:.0f} MiB, {packed / MIB:.0f} MiB gzipped;", end=" ")
-    print(f"{(whole - under) / MIB:.0f} MiB above its base")
-    if asked.sbom:
-        print(f"{asked.sbom}: {write_sbom(image, asked.sbom)} components")
-    try_out(image)
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = build(folder, options.variant, options.debian, options.bind)
+    root, debian = (
+        int(output("du", "-sb", str(folder / name)).split()[0]) for name in ("root", "debian")
+    )
+    packed = int(output("sh", "-c", f"tar -C {folder}/root -cf - . | gzip -6 | wc -c"))
+    print(f"{options.variant}: {root / MIB:.0f} MiB, {packed / MIB:.0f} MiB gzipped; ", end="")
+    print(f"{(root - debian) / MIB:.0f} MiB above its base")
+    if options.sbom:
+        print(f"{options.sbom}: {write_sbom(folder / 'root', options.sbom)} components")
+    try_out(folder / "root", config)
 
 
 if __name__ == "__main__":

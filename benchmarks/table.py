@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from tests.support import machine
 
 HEADER = """\
 # Benchmarks
@@ -14,6 +19,7 @@ of the benchmarks it ran and keeps the others. Machines are noisy, so every bar 
 things measured side by side, in turns. Each section names the machine, the load and the command.
 """
 COLUMNS = "| benchmark | what | figure | bar | met |\n|---|---|---:|---|---|"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark found."""
+    """Figures of one benchmark, and the medians behind them in words."""
 
     rows: list[Row]
-    raw: list[str]  # the medians behind the figures, in words
+    raw: list[str]
 
 
 @dataclass(frozen=True)
@@ -59,37 +65,41 @@ class Section:
     result: Result
     measured: str
 
-    def table(self) -> list[str]:
-        """Its lines of the table."""
-        return [f"| {self.name} | {' | '.join(row.cells())} |" for row in self.result.rows]
-
     def text(self) -> str:
         """Its part of the document."""
         raw = "\n".join(f"- {line}" for line in self.result.raw)
-        return f"## {self.name}\n\n{self.method.strip()}\n\n{self.measured}\n\n{raw}\n"
+        return f"## {self.name}\n\n{self.method}\n\n{self.measured}\n\n{raw}\n"
 
 
-def merged(before: str, sections: Iterable[Section], order: Iterable[str]) -> str:
-    """The document `before` with these sections put in or replaced; the rest is kept."""
-    tables, texts = _parsed(before)
-    for section in sections:
-        tables[section.name] = section.table()
-        texts[section.name] = section.text()
-    names = [name for name in order if name in texts]
-    table = "\n".join([COLUMNS, *(line for name in names for line in tables[name])])
-    return "\n".join([HEADER, table, "", *(texts[name] for name in names)])
+def measured(command: str, measure: Callable[[], T]) -> tuple[T, str]:
+    """The answer of `measure`, and a sentence: when, by which command, how long, on what."""
+    load_before, started_s = machine.load(), time.perf_counter()
+    answer = measure()
+    return answer, (
+        f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by `python -m {command}` in "
+        f"{time.perf_counter() - started_s:.0f} s on {machine.describe()}; load average "
+        f"{load_before:.1f} before, {machine.load():.1f} after."
+    )
 
 
-def _parsed(document: str) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Lines of the table and section texts, by the benchmark's name."""
-    head, *parts = re.split(r"^## ", document, flags=re.MULTILINE)
+def table(name: str, rows: Iterable[Row]) -> list[str]:
+    """The lines of a benchmark in the table, below COLUMNS."""
+    return [f"| {name} | {' | '.join(row.cells())} |" for row in rows]
+
+
+def merged(before: str, section: Section, order: Iterable[str]) -> str:
+    """The document `before` with this section put in or replaced; the rest is kept."""
+    head, *parts = re.split(r"^## ", before, flags=re.MULTILINE)
     texts = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in parts}
-    tables: dict[str, list[str]] = {name: [] for name in texts}
-    for line in head.splitlines():
-        name = line.split("|")[1].strip() if line.startswith("|") else ""
-        if name in tables:
-            tables[name].append(line)
-    return tables, texts
+    tables = {
+        name: [line for line in head.splitlines() if line.startswith(f"| {name} |")]
+        for name in texts
+    }
+    texts[section.name] = section.text()
+    tables[section.name] = table(section.name, section.result.rows)
+    names = [name for name in order if name in texts]
+    lines = [COLUMNS, *(line for name in names for line in tables[name])]
+    return "\n".join([HEADER, *lines, "", *(texts[name] for name in names)])
 
 
 def _number(figure: float) -> str:

@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import io
 import re
-import statistics
 import sys
 import tempfile
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -25,137 +22,42 @@ from PIL import Image
 from aalnet.networks import DataSpec
 from aalnet.settings import load_settings
 from aalnet.state import TrainState
-from benchmarks.endpoint.contenders import ROOT
-from benchmarks.endpoint.parts import (
-    SAMPLES,
-    Figures,
-    beside_ray_serve,
-    beside_slow_clients,
-    in_turns,
-    overloaded,
-)
-from benchmarks.table import COLUMNS, Row
+from benchmarks.endpoint.parts import overload, ray, slow, turns
+from benchmarks.endpoint.servers import ROOT
+from benchmarks.table import COLUMNS, Result, measured, table
 from cluster.runs.checkpoint import save
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
-from tests.support import machine
-from tests.support.load import SLOW_CLIENTS
 
 DOCUMENT = ROOT / "docs" / "endpoint.md"
 FIGURES = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
-PARTS = ("turns", "overload", "slow", "ray")
+PARTS = {"turns": turns, "overload": overload, "slow": slow, "ray": ray}
 
 
 def make_run(folder: Path) -> tuple[str, list[str]]:
     """A store with a run of the demo's networks, and condition images as files."""
-    table = pq.read_table(ROOT / "data" / "openmoji64" / "test.parquet")
-    labels = tuple(sorted(set(table.column("label").to_pylist())))
+    test = pq.read_table(ROOT / "data" / "openmoji64" / "test.parquet")
+    labels = tuple(sorted(set(test.column("label").to_pylist())))
     settings = load_settings(ROOT / "configs" / "demo.yaml")
     run = Run(FolderStore(folder / "store"), "demo")
     run.claim(settings)
     save(run, TrainState(settings, DataSpec(labels, 1, 3), torch.device("cpu")), {})
     names = []
-    for i, row in enumerate(table.slice(0, 64).to_pylist()):
+    for i, row in enumerate(test.slice(0, 64).to_pylist()):
         image = Image.open(io.BytesIO(row["condition"]["bytes"]))
         image.resize((32, 32)).save(folder / f"{i}.png")
         names.append(str(folder / f"{i}.png"))
     return run.store.uri, names
 
 
-def rows_of_turns(turns: Figures) -> list[Row]:
-    """A ratio is the median over rounds: both sides of a round stood side by side."""
-
-    def ratio(name: str, figure: str, base: str, base_figure: str) -> float:
-        pairs = zip(turns[name][figure], turns[base][base_figure], strict=True)
-        return statistics.median(a / b for a, b in pairs)
-
-    def over_model(figure: str, k: int) -> float:
-        pairs = zip(turns["endpoint"][f"{figure} {k}"], turns["bare"][f"eager_one_ms {k}"],
-                    strict=True)  # fmt: skip
-        return statistics.median(a - b for a, b in pairs)
-
-    rows = []
-    for k in SAMPLES:
-        requests, rate = f"{k} sample{'s' * (k > 1)} a request", f"images_per_s {k}"
-        loops = (("eager", "as one writes it", 0.9), ("served", "as the endpoint runs it", None))
-        for base, what, bar in loops:
-            share = ratio("endpoint", rate, "bare", f"{base}_images_per_s {k}")
-            rows.append(
-                Row(f"images/s at 8 clients / bare loop, {what}, {requests}", share, "", bar, True)
-            )
-        for rival in ("LitServe", "plain"):
-            share = ratio("endpoint", rate, rival, rate)
-            rows.append(Row(f"images/s at 8 clients / {rival}, {requests}", share, "", 1.0, True))
-        for percent, bar in (("p50", 3.0), ("p99", 10.0)):
-            rows.append(Row(f"{percent} over the model's own time, 1 client, {requests}",
-                            over_model(f"{percent}_ms", k), "ms", bar))  # fmt: skip
-    return rows
-
-
-def rows_of_overload(over: dict[str, float]) -> list[Row]:
-    """Bars of `overloaded`."""
-    times = "three times its capacity"
-    return [
-        Row(f"{times}: answered / peak", over["answered"], "", 0.9, True),
-        Row(f"{times}: refused within, p50", over["refused_p50_ms"], "ms", 50),
-        Row(f"{times}: refused within, p99", over["refused_p99_ms"], "ms", 50),
-        Row(f"{times}: memory grows by", over["grown_mib"], "MiB"),
-        Row("right afterwards: answered / peak", over["after"], "", 0.9, True),
-    ]
-
-
-def rows_of_slow(slow: dict[str, float]) -> list[Row]:
-    """Bars of `beside_slow_clients`."""
-    return [
-        Row(f"{percent} beside {SLOW_CLIENTS} slow clients / alone",
-            slow[f"{percent}_ms beside"] / slow[f"{percent}_ms alone"], "", 2)
-        for percent in ("p50", "p99")
-    ]  # fmt: skip
-
-
-def rows_of_ray(ray: Figures) -> list[Row]:
-    """Both hosts side by side, without a bar."""
-    rows = []
-    for k in SAMPLES:
-        for figure, unit in ((f"images_per_s {k}", "images/s"), (f"p50_ms {k}", "ms p50")):
-            both = [statistics.median(ray[name][figure]) for name in ("Ray Serve", "uvicorn")]
-            rows.append(Row(f"Ray Serve against uvicorn, {unit}, {k} a request",
-                            f"{both[0]:.1f} / {both[1]:.1f}"))  # fmt: skip
-    return rows
-
-
-def raw_of(figures: Figures) -> list[str]:
-    """The medians behind the ratios."""
-    return [
-        f"- {name}: " + ", ".join(
-            f"{figure} {statistics.median(values):.1f}" for figure, values in medians.items()
-        )
-        for name, medians in figures.items()
-    ]  # fmt: skip
-
-
-def measure(parts: list[str], *, quick: bool) -> tuple[list[Row], list[str]]:
+def measure(parts: list[str], *, quick: bool) -> Result:
     """The rows of the table, and the medians behind them."""
-    rounds, seconds = (1, "1") if quick else (3, "2")
-    rows: list[Row] = []
-    raw: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        store, images = make_run(Path(name))
-        if "turns" in parts:
-            turns = in_turns(store, images, rounds, seconds)
-            rows += rows_of_turns(turns)
-            raw += raw_of(turns)
-        if "overload" in parts:
-            rows += rows_of_overload(overloaded(store, images, "5" if quick else "60"))
-        if "slow" in parts:
-            slow = beside_slow_clients(store, images)
-            rows += rows_of_slow(slow)
-            raw.append("- slow clients: " + ", ".join(f"{k} {v:.1f}" for k, v in slow.items()))
-        if "ray" in parts:
-            ray = beside_ray_serve(store, images, 1, seconds)
-            rows += rows_of_ray(ray)
-            raw += raw_of(ray)
-    return rows, raw
+    with tempfile.TemporaryDirectory() as folder:
+        store, images = make_run(Path(folder))
+        results = [part(store, images, quick) for name, part in PARTS.items() if name in parts]
+    return Result(
+        [row for r in results for row in r.rows], [line for r in results for line in r.raw]
+    )
 
 
 def main() -> None:
@@ -164,15 +66,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test; nothing is written")
     parser.add_argument("--only", action="append", choices=PARTS, help="nothing is written")
     options = parser.parse_args()
-    load_before, started_s = machine.load(), time.perf_counter()
-    rows, raw = measure(options.only or list(PARTS), quick=options.quick)
-    table = "\n".join([COLUMNS, *(f"| endpoint | {' | '.join(row.cells())} |" for row in rows)])
-    measured = (
-        f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by `python -m benchmarks.endpoint` in "
-        f"{time.perf_counter() - started_s:.0f} s on {machine.describe()}; load average "
-        f"{load_before:.1f} before, {machine.load():.1f} after. Medians over the rounds:"
-    )
-    text = "\n".join([table, "", measured, "", *raw, ""])
+    parts = options.only or list(PARTS)
+    result, machine = measured("benchmarks.endpoint", lambda: measure(parts, quick=options.quick))
+    lines = [
+        COLUMNS,
+        *table("endpoint", result.rows),
+        "",
+        f"{machine} Medians over the rounds:",
+        "",
+    ]
+    text = "\n".join([*lines, *(f"- {line}" for line in result.raw), ""])
     print(text)
     if options.quick or options.only:
         print("docs/endpoint.md stays as it was: this was not the whole run", file=sys.stderr)

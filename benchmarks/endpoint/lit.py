@@ -1,16 +1,20 @@
-"""The sampler in LitServe's hooks; a module of its own, since LitServe sends it to its workers."""
+"""LitServe over the plain model: `python -m benchmarks.endpoint.lit STORAGE RUN PORT`.
 
+Annotations are not postponed here: LitServe looks at the class that `decode_request` takes.
+"""
+
+import sys
 from typing import Any
 
 import litserve
 import torch
 from fastapi import Request, Response
 
-from benchmarks.endpoint.plain_model import PlainModel
+from benchmarks.endpoint.rivals import BATCH, PlainModel
 
 
 class Api(litserve.LitAPI):
-    """Decodes, batches, draws and encodes."""
+    """Decodes, draws and encodes, in LitServe's hooks; it makes the batches."""
 
     storage: str
     run: str
@@ -24,18 +28,24 @@ class Api(litserve.LitAPI):
         condition = self.model.condition(request["image"].file.read())
         return condition, int(request["seed"]), int(request["num_samples"])
 
-    def batch(self, inputs: list[Any]) -> list[Any]:
-        """As they are."""
-        return inputs
-
     def predict(self, inputs: Any) -> Any:
-        """Draw a whole batch."""
+        """Samples [N, k, 3, S, S] of a batch of requests."""
         return self.model.draw(inputs)
-
-    def unbatch(self, output: Any) -> Any:
-        """One tensor for each request."""
-        return list(output)
 
     def encode_response(self, output: torch.Tensor) -> Response:
         """A PNG."""
         return Response(self.model.png(output), media_type="image/png")
+
+
+def main() -> None:
+    """Serve with LitServe's own batching."""
+    storage, run, port = sys.argv[1:]
+    api = Api(max_batch_size=BATCH, batch_timeout=0.004, api_path="/v1/samples")
+    api.storage, api.run = storage, run
+    litserve.LitServer(api, accelerator="cpu", workers_per_device=1).run(
+        port=int(port), generate_client_file=False, log_level="error"
+    )
+
+
+if __name__ == "__main__":
+    main()

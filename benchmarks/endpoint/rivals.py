@@ -1,66 +1,99 @@
-"""What the endpoint is measured against: the bare model loop, LitServe, a plain handler."""
+"""What the endpoint is measured against: the bare model loop, a plain handler.
+
+`python -m benchmarks.endpoint.rivals bare|plain STORAGE RUN SECONDS|PORT`
+"""
 
 from __future__ import annotations
 
+import io
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
+from statistics import mean, median
 from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import uvicorn
+from fastapi import FastAPI, Form, Response, UploadFile
+from PIL import Image
 
-from aalnet.sampling import draw, from_uint8, noise_for
-from benchmarks.endpoint.plain_model import PlainModel
-from deploy.endpoint.model import LoadedModel, Loader
+from aalnet.sampling import draw, from_uint8, noise_for, to_uint8
+from cluster.data.pictures import MODES, decode_image
+from cluster.runs.checkpoint import find_checkpoint, load_generator
+from cluster.storage.location import open_store
+from deploy.endpoint.model import Loader, SampleQuery
 from deploy.endpoint.settings import EndpointSettings
 
 BATCH = 8  # conditions: one of each client
 
 
-def bare(storage: str, run: str, seconds: float) -> None:
+class PlainModel:
+    """Decode, draw, encode: what every server must do for a request, in the plainest way."""
+
+    def __init__(self, storage: str, run: str) -> None:
+        torch.set_num_threads(1)
+        self.checkpoint = find_checkpoint(open_store(storage), run)
+        self.generator, self.settings = load_generator(self.checkpoint, torch.device("cpu"))
+        self.spec = self.checkpoint.manifest().spec
+
+    def condition(self, data: bytes) -> torch.Tensor:
+        """An image file as a condition [Cx, S, S] in [-1, 1]."""
+        mode = MODES[self.spec.condition_channels]
+        size_px = self.settings.data.size_px
+        return from_uint8(decode_image(data, "image", size_px, convert_to=mode)[0])
+
+    def noise(self, seed: int, k: int) -> torch.Tensor:
+        """The noise of one request for `k` samples, [1, k, noise_size]."""
+        return noise_for(seed, 0, 1, k, self.settings.network.noise_size)
+
+    def draw(self, requests: list[tuple[torch.Tensor, int, int]]) -> torch.Tensor:
+        """(condition, seed, samples) of each request, all of one number of samples."""
+        conditions = torch.stack([condition for condition, _, _ in requests])
+        noise = torch.cat([self.noise(seed, k) for _, seed, k in requests])
+        labels = torch.zeros(len(requests), dtype=torch.int64)
+        return draw(self.generator, conditions, labels, noise)
+
+    def png(self, samples: torch.Tensor) -> bytes:
+        """Samples [k, 3, S, S] below each other."""
+        buffer = io.BytesIO()
+        pixels = to_uint8(samples)
+        sheet = Image.fromarray(pixels.reshape(-1, *pixels.shape[2:]))
+        sheet.save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+def bare(storage: str, run: str, seconds: float) -> dict[str, float]:
     """The model alone, no requests: eager as `aalnet sample` runs it, and as the endpoint runs it.
 
-    Prints images per second in batches of 8 conditions and the milliseconds of one condition,
-    for 1 and 8 samples.
+    Images per second in batches of 8 conditions and the milliseconds of one condition, for 1 and 8
+    samples.
     """
     model = PlainModel(storage, run)
     served = Loader(EndpointSettings()).load(model.checkpoint, run)
     source = np.random.default_rng(0)
     size = (model.spec.condition_channels, served.size_px, served.size_px)
     conditions = [source.integers(0, 256, size, np.uint8) for _ in range(BATCH)]
-    figures = {str(k): _bare(model, served, conditions, k, seconds) for k in (1, 8)}
-    json.dump(figures, sys.stdout)
+    stacked, labels = from_uint8(np.stack(conditions)), torch.zeros(BATCH, dtype=torch.int64)
+    figures: dict[str, float] = {}
+    for k in (1, 8):
+        noise = torch.cat([model.noise(i, k) for i in range(BATCH)])
+        queries = [served.query(c, model.spec.labels[0], k, i) for i, c in enumerate(conditions)]
 
+        def eager(count: int, noise: torch.Tensor = noise) -> object:
+            return draw(model.generator, stacked[:count], labels[:count], noise[:count])
 
-def _bare(
-    model: PlainModel,
-    served: LoadedModel,
-    conditions: list[NDArray[np.uint8]],
-    k: int,
-    seconds: float,
-) -> dict[str, float]:
-    generator, stacked = model.generator, from_uint8(np.stack(conditions))
-    noise = torch.cat([noise_for(i, 0, 1, k, model.noise_size) for i in range(BATCH)])
-    labels = torch.zeros(BATCH, dtype=torch.int64)
-    label = model.spec.labels[0]
-    queries = [served.query(c, label, k, i) for i, c in enumerate(conditions)]
+        def endpoint(count: int, queries: list[SampleQuery] = queries) -> object:
+            return served.draw(queries[:count])
 
-    def eager(count: int) -> Callable[[], object]:
-        return lambda: draw(generator, stacked[:count], labels[:count], noise[:count])
-
-    return {
-        "eager_images_per_s": BATCH * k / statistics.mean(_times_s(eager(BATCH), seconds)),
-        "served_images_per_s": BATCH
-        * k
-        / statistics.mean(_times_s(lambda: served.draw(queries), seconds)),
-        "eager_one_ms": 1e3 * statistics.median(_times_s(eager(1), seconds)),
-        "served_one_ms": 1e3
-        * statistics.median(_times_s(lambda: served.draw(queries[:1]), seconds)),
-    }
+        for name, loop in (("eager", eager), ("served", endpoint)):
+            batch_s = mean(_times_s(lambda loop=loop: loop(BATCH), seconds))
+            figures[f"{name}_images_per_s {k}"] = BATCH * k / batch_s
+        for name, loop in (("eager", eager), ("served", endpoint)):
+            one_s = median(_times_s(lambda loop=loop: loop(1), seconds))
+            figures[f"{name}_one_ms {k}"] = 1e3 * one_s
+    return figures
 
 
 def _times_s(work: Callable[[], object], seconds: float) -> list[float]:
@@ -76,47 +109,27 @@ def _times_s(work: Callable[[], object], seconds: float) -> list[float]:
 
 def plain(storage: str, run: str, port: int) -> None:
     """A FastAPI handler as one writes it first: no batching, a thread per request."""
-    import uvicorn
-    from fastapi import FastAPI, Form, Response, UploadFile
-
     model = PlainModel(storage, run)
     app = FastAPI()
 
-    def samples(image: UploadFile, seed: int, num_samples: int) -> Response:
+    @app.post("/v1/samples")
+    def samples(
+        image: UploadFile, seed: Annotated[int, Form()], num_samples: Annotated[int, Form()]
+    ) -> Response:
         condition = model.condition(image.file.read())
-        drawn = model.draw([(condition, seed, num_samples)])[0]
-        return Response(model.png(drawn), media_type="image/png")
+        sheet = model.png(model.draw([(condition, seed, num_samples)])[0])
+        return Response(sheet, media_type="image/png")
 
-    samples.__annotations__ = {  # which FastAPI cannot find by name inside a function
-        "image": UploadFile,
-        "seed": Annotated[int, Form()],
-        "num_samples": Annotated[int, Form()],
-        "return": Response,
-    }
-    app.post("/v1/samples")(samples)
     uvicorn.run(app, port=port, log_level="error", access_log=False)
 
 
-def lit(storage: str, run: str, port: int) -> None:
-    """LitServe with its own batching."""
-    import litserve
-
-    from benchmarks.endpoint.lit import Api
-
-    api = Api(max_batch_size=BATCH, batch_timeout=0.004, api_path="/v1/samples")
-    api.storage, api.run = storage, run
-    litserve.LitServer(api, accelerator="cpu", workers_per_device=1).run(
-        port=port, generate_client_file=False, log_level="error"
-    )
-
-
 def main() -> None:
-    """`python -m benchmarks.endpoint.rivals bare|plain|lit STORAGE RUN PORT|SECONDS`"""
+    """Measure the bare loop and print its figures as JSON, or serve."""
     name, storage, run, number = sys.argv[1:]
     if name == "bare":
-        bare(storage, run, float(number))
+        json.dump(bare(storage, run, float(number)), sys.stdout)
     else:
-        {"plain": plain, "lit": lit}[name](storage, run, int(number))
+        plain(storage, run, int(number))
 
 
 if __name__ == "__main__":

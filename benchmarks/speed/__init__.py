@@ -1,1 +1,1 @@
-"""Benchmarks of `python -m benchmarks`, each a `measure` that gives its rows."""
+"""Benchmarks of `python -m benchmarks`: functions of the benchmarks' names that give their rows."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from aalnet.settings import Settings
-from benchmarks.speed.steps import CYCLE, demo
+from benchmarks.speed.training import CYCLE, demo, gloo_workers
+from benchmarks.speed.turns import Times
+from benchmarks.table import Result, Row
 from cluster.launch.launcher import connected, train_with_ray
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
@@ -22,9 +20,40 @@ from cluster.training.loop import train
 from cluster.training.recorder import Launch
 from cluster.training.stop import Stop
 from cluster.training.world import current_world
-from tests.support.machine import cores
 
 WORKERS = 2
+
+
+def ray(quick: bool) -> Result:
+    """The same loop (`cluster.training.loop.train`, demo settings, two workers with the same number
+    of threads, gloo) is started in turns by Ray Train and by plain torch.multiprocessing. A local
+    Ray is started for each of its runs and stopped after it, so that its own processes burden its
+    side only. Seconds are those of the loop's own log (step and data wait), one record a cycle of
+    16 steps; the first cycle of each run is left out. The figure is the ratio of the medians over
+    all cycles.
+
+    Where every core has a worker, the bar cannot be met: in steady state Ray's own dozen processes
+    take 0.7 to 1.2 % of a core each, about a tenth of a core together, and a step waits for
+    whichever worker they interrupt (two workers on two cores were busy 90 % of the time).
+    RAY_worker_niceness=0 in place of Ray's 15 made no difference; switching its metrics and task
+    events off won about 5 %.
+    """
+    pairs, cycles = (1, 2) if quick else (4, 5)
+    settings = loop_settings(cycles * CYCLE, quick=quick)
+    loops = {"Ray Train": ray_loop, "plain torch": plain_loop}
+    times = Times({name: [] for name in loops})
+    runs: dict[str, list[str]] = {name: [] for name in loops}
+    for pair in range(pairs):
+        for name in sorted(loops, reverse=pair % 2 == 1):
+            seconds = [r["step_s"] + r["data_s"] for r in loops[name](settings)]
+            times.wall[name] += seconds
+            runs[name].append(f"{1e3 * median(seconds):.1f}")
+    rows = [
+        Row("step under Ray Train / plain torch", times.ratio(*loops), bar=1.02),
+        Row("step under Ray Train", 1e3 * median(times.wall["Ray Train"]), "ms"),
+    ]
+    raw = [f"{name}, medians of the single runs: {', '.join(runs[name])} ms" for name in runs]
+    return Result(rows, [*times.medians("step"), *raw])
 
 
 def loop_settings(steps: int, *, quick: bool) -> Settings:
@@ -43,57 +72,27 @@ def loop_settings(steps: int, *, quick: bool) -> Settings:
 
 
 def plain_loop(settings: Settings) -> list[Record]:
-    """Train with WORKERS gloo processes and no Ray; the records of its log."""
+    """Train with WORKERS gloo processes and no Ray; a record a cycle, without the first."""
     with tempfile.TemporaryDirectory() as storage:
         run = Run(FolderStore(storage), "plain")
         run.claim(settings)
         gloo_workers(_train_plain, WORKERS, settings, run)
-        return run.records()
+        return _cycle_records(run)
 
 
 def ray_loop(settings: Settings) -> list[Record]:
-    """Train with WORKERS Ray Train workers, on a Ray started and stopped for it."""
+    """The same with Ray Train workers, on a Ray started and stopped for it."""
     with tempfile.TemporaryDirectory() as storage:
         run = Run(FolderStore(storage), "ray")
         run.claim(settings)
         with connected(settings, None) as placement:
             train_with_ray(run, settings, placement, Stop())
-        return run.records()
+        return _cycle_records(run)
 
 
-def cycle_seconds(records: list[Record]) -> list[float]:
-    """Seconds of an iteration, step and wait, by record; the first cycle is warm-up."""
-    return [r["step_s"] + r["data_s"] for r in records if r["kind"] == "train"][1:]
-
-
-def wait_share(records: list[Record]) -> float:
-    """The share of the loop's time spent waiting for data; the first cycle is warm-up."""
-    found = [r for r in records if r["kind"] == "train"][1:]
-    shares = [float(r["data_s"] / (r["step_s"] + r["data_s"])) for r in found]
-    return statistics.median(shares)
-
-
-def gloo_workers(work: Callable[..., None], workers: int, *arguments: object) -> list[str]:
-    """Run `work(rank, answers, *arguments)` in gloo processes; what each wrote to answers/rank."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(  # type: ignore[attr-defined, no-untyped-call]
-            _in_group, (workers, folder, work, arguments), nprocs=workers, daemon=True
-        )
-        files = [Path(folder) / str(rank) for rank in range(workers)]
-        return [file.read_text() if file.exists() else "" for file in files]
-
-
-def _in_group(
-    rank: int, workers: int, folder: str, work: Callable[..., None], arguments: tuple[object, ...]
-) -> None:
-    torch.set_num_threads(max(1, cores() // workers))  # as cluster/launch/worker.py does
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=workers
-    )
-    work(rank, Path(folder), *arguments)
-    dist.destroy_process_group()
-    # A gloo thread that lets go of a tensor while Python ends aborts the process, once in a while.
-    os._exit(0)
+def _cycle_records(run: Run) -> list[Record]:
+    """The first cycle is warm-up."""
+    return [record for record in run.records() if record["kind"] == "train"][1:]
 
 
 def _train_plain(rank: int, answers: Path, settings: Settings, run: Run) -> None:
