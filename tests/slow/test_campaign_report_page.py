@@ -32,8 +32,10 @@ def test_report_in_a_browser(browser: Any, tmp_path: Path, state: str, width_px:
     assert drawn == html.count("<h3>")
     assert complaints == []
     assert [url for url in loaded if not url.startswith(("file:", "data:", "blob:"))] == []
-    wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    assert wider <= 0, "the page itself never scrolls sideways"
+    # The page itself never scrolls sideways, once each plot has taken the width it is given.
+    page.wait_for_function(
+        "document.documentElement.scrollWidth <= window.innerWidth", timeout=PATIENCE_MS
+    )
     broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
     assert broken == 0
     page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import time
@@ -14,6 +15,7 @@ import torch
 from cluster.launch.launcher import Placement, connected, train_here, train_with_ray
 from cluster.runs.checkpoint import checkpoints
 from cluster.runs.run import Run
+from cluster.storage.folder import FolderStore
 from cluster.training.stop import Stop
 from tests.slow.cluster.conftest import SIXTEEN, Training
 from tests.support.repeats import repeats
@@ -41,24 +43,39 @@ CASES = [(precision, workers) for precision, most in WORKERS.items()
 Runs = dict[tuple[str, int], Run]
 
 
-@pytest.fixture(scope="module")
-def runs(training: Training) -> Runs:
-    """Twenty steps, by precision and number of workers; one of them without Ray."""
-    made: Runs = {}
-    ray = {k: v for k, v in training.cluster.environment.items() if k.startswith("RAY_")}
-    with (
-        environment(ray),
-        connected(tiny_settings(training.folder, {"run.workers": 3}), training.cluster.address),
-    ):
+def name_of(precision: str, workers: int) -> str:
+    return f"{precision}-{workers}"
+
+
+def train_cases(folder: Path, address: str) -> None:
+    """Train all cases; the body of a process, which joins Ray as a command does."""
+    store = FolderStore(folder / "store")
+    with connected(tiny_settings(folder, {"run.workers": 3}), address):
         for precision, workers in CASES:
-            settings = tiny_settings(training.folder, TWENTY | {"run.precision": precision})
-            run = training.run(f"{precision}-{workers}")
+            settings = tiny_settings(folder, TWENTY | {"run.precision": precision})
+            run = Run(store, name_of(precision, workers))
             run.claim(settings)
             start = train_here if (precision, workers) == ("float64", 1) else train_with_ray
             placed = Placement(workers, "cpu", "a test's cluster")
             assert start(run, settings, placed, Stop()) == "finished"
-            made[precision, workers] = run
-    return made
+
+
+@pytest.fixture(scope="module")
+def runs(training: Training) -> Runs:
+    """Twenty steps, by precision and number of workers; one of them without Ray.
+
+    In a process of its own: Ray reads its token once, where it is first imported.
+    """
+    ray = {k: v for k, v in training.cluster.environment.items() if k.startswith("RAY_")}
+    address = training.cluster.address
+    with environment(ray):
+        process = multiprocessing.get_context("spawn").Process(
+            target=train_cases, args=(training.folder, address)
+        )
+        process.start()
+    process.join()
+    assert process.exitcode == 0
+    return {case: training.run(name_of(*case)) for case in CASES}
 
 
 def parameters(run: Run) -> torch.Tensor:
