@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.support.fault_proxy import FaultProxy
     from tests.support.kube_api import KubeApi
     from tests.support.s3_server import S3Server
 
@@ -76,6 +77,19 @@ def server(s3: "S3Server", request: pytest.FixtureRequest) -> Iterator["S3Server
     own = with_bucket(s3, request.module.__name__.rpartition(".")[2].replace("_", "-"))
     with environment(own.environment):
         yield own
+
+
+@pytest.fixture
+def proxy(server: "S3Server") -> Iterator["FaultProxy"]:
+    """A proxy before the S3 server that fails on demand; the AWS variables lead through it."""
+    from tests.support.fault_proxy import fault_proxy
+    from tests.support.s3_server import environment
+
+    with (
+        fault_proxy(server.endpoint) as running,
+        environment({"AWS_ENDPOINT_URL": running.endpoint}),
+    ):
+        yield running
 
 
 @pytest.fixture

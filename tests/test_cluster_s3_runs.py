@@ -6,7 +6,7 @@ import copy
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,14 @@ from cluster.storage import s3, s3_client
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
 from cluster.training.stop import Stop
-from tests.support.fault_proxy import FaultProxy, Rule, fault_proxy
+from tests.support.fault_proxy import FaultProxy, Rule
 from tests.support.repeats import repeats
-from tests.support.s3_server import S3Server, environment
+from tests.support.s3_server import S3Server
 from tests.support.tiny_runs import tiny_settings, without_clocks, write_data
 
 HERE = Placement(0, "cpu", "this machine")
 STEPS, EVERY = 64, 8  # of a run, and between checkpoints
 OUTAGE_S = 2.0  # at least
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultProxy]:
-    with (
-        fault_proxy(server.endpoint) as running,
-        environment({"AWS_ENDPOINT_URL": running.endpoint}),
-    ):
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from cluster.storage.location import open_store
 from cluster.storage.log_file import LogFile
 from cluster.storage.segments import LogTaken, SegmentedLog
 from cluster.storage.store import Store, StoreError
-from tests.support.fault_proxy import FaultProxy, Request, Rule, fault_proxy
-from tests.support.s3_server import S3Server, environment
+from tests.support.fault_proxy import FaultProxy, Request, Rule
+from tests.support.s3_server import S3Server
 from tests.support.tiny_runs import command_environment
 from tuner.journal import StoreJournal
 
@@ -52,15 +52,6 @@ class Bucket(FolderStore):
 @pytest.fixture
 def joined_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "FAN_IN", 4)
-
-
-@pytest.fixture
-def proxy(server: S3Server) -> Iterator[FaultProxy]:
-    with (
-        fault_proxy(server.endpoint) as running,
-        environment({"AWS_ENDPOINT_URL": running.endpoint}),
-    ):
-        yield running
 
 
 def numbered(*numbers: int) -> bytes:
