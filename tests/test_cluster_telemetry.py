@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -430,6 +431,19 @@ def test_a_run_is_announced_while_it_lasts() -> None:
         assert entry["labels"]["instance"] == "run/a"
         assert entry["labels"]["__pid"] == str(os.getpid())
     assert list(targets_folder().iterdir()) == []
+
+
+def test_a_scrape_that_is_meant_for_another_run_gets_nothing() -> None:
+    """As where a run takes the port of one that ended, before Prometheus has seen the end."""
+    with serving([], port="auto") as port:
+        (path,) = targets_folder().glob("*.json")
+        (entry,) = json.loads(path.read_text(encoding="utf-8"))
+        assert entry["labels"]["__param_instance"] == "run/a"
+        address = f"http://127.0.0.1:{port}/metrics?instance="
+        with urllib.request.urlopen(f"{address}run%2Fa") as answer:
+            assert b"aalnet_steps_total" in answer.read()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{address}run%2Fb")
 
 
 def test_a_folder_that_cannot_be_written_is_warned_of_once(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
+from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.registry import Collector
 
 from aalnet.settings import TelemetrySettings
-from cluster.telemetry.targets import Target, announced
+from cluster.telemetry.targets import INSTANCE, Target, announced
 
 SCRAPER = "HTTP_X_PROMETHEUS_SCRAPE_TIMEOUT_SECONDS"  # a header of scrapers, not of people
 SCRAPES = 5  # of the last ones, the longest pause tells how often somebody scrapes
@@ -99,7 +100,7 @@ def _served(
     registry = CollectorRegistry()
     registry.register(collector)
     server, thread = _start(settings, registry)
-    server.set_app(scrapes.noting(server.get_app()))
+    server.set_app(_of(instance, scrapes.noting(server.get_app())))
     target = Target(instance, settings.host, server.server_port, os.getpid())
     try:
         with announced(target, warn):
@@ -108,6 +109,22 @@ def _served(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _of(instance: str, app: Any) -> Any:
+    """The same WSGI application, which answers nobody who asks for another instance.
+
+    Where a run takes the port of one that has ended, a scrape may still be meant for that one.
+    """
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        meant = parse_qs(environ.get("QUERY_STRING", "")).get(INSTANCE, [instance])
+        if meant != [instance]:
+            start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+            return [f"{instance} is served here\n".encode()]
+        return app(environ, start_response)
+
+    return answer
 
 
 def _start(settings: TelemetrySettings, registry: CollectorRegistry) -> Any:

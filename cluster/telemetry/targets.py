@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cluster.cache import cache_folder
 
+INSTANCE = "instance"  # a label, and the query's parameter with which Prometheus asks for it
 EVERYWHERE = {"", "0.0.0.0", "::"}
 
 
@@ -64,7 +65,8 @@ def _announce(target: Target) -> Path:
     stem = re.sub(r"[^\w.-]", "-", target.instance)
     path = folder / f"{stem}-{target.pid}.json"
     # A label that begins with `__` goes no further than Prometheus' own relabelling.
-    labels = {"instance": target.instance, "__pid": str(target.pid)}
+    name = target.instance
+    labels = {INSTANCE: name, f"__param_{INSTANCE}": name, "__pid": str(target.pid)}
     entry = {"targets": [target.address], "labels": labels}
     unfinished = path.with_suffix(".part")
     unfinished.write_text(json.dumps([entry]), encoding="utf-8")

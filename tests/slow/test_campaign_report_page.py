@@ -1,5 +1,6 @@
 """The report of a campaign in a real browser."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.test_tuner_report import made_page
 
-PATIENCE_MS = 120_000  # of a busy machine: the page holds 5 MB of Plotly
+PATIENCE_S = 120  # of a busy machine: the page holds 5 MB of Plotly
 
 
 # playwright's own transport leaves its child's pipe to the garbage collector.
@@ -24,18 +25,22 @@ def test_report_in_a_browser(browser: Any, tmp_path: Path, state: str, width_px:
     page.on("request", lambda request: loaded.append(request.url))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-    page.goto(f"file://{tmp_path / 'report.html'}", timeout=PATIENCE_MS)
+    page.goto(f"file://{tmp_path / 'report.html'}", timeout=PATIENCE_S * 1000)
     drawn = page.locator(".plot").count()
-    page.wait_for_function(
-        f"document.querySelectorAll('.plot .main-svg').length >= {drawn}", timeout=PATIENCE_MS
-    )
+    wait_until(page, f"document.querySelectorAll('.plot .main-svg').length >= {drawn}")
     assert drawn == html.count("<h3>")
     assert complaints == []
     assert [url for url in loaded if not url.startswith(("file:", "data:", "blob:"))] == []
     # The page itself never scrolls sideways, once each plot has taken the width it is given.
-    page.wait_for_function(
-        "document.documentElement.scrollWidth <= window.innerWidth", timeout=PATIENCE_MS
-    )
+    wait_until(page, "document.documentElement.scrollWidth <= window.innerWidth")
     broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
     assert broken == 0
     page.close()
+
+
+def wait_until(page: Any, true: str) -> None:
+    """Until this is true in the page; `wait_for_function` needs `eval`, which the page forbids."""
+    end_s = time.monotonic() + PATIENCE_S
+    while not page.evaluate(true):
+        assert time.monotonic() < end_s, true
+        page.wait_for_timeout(100)
