@@ -128,18 +128,8 @@ def answer_of(reply: Any, timeout_s: float | None = ANSWER_S) -> Any:
     try:
         return ray.get(reply, timeout=timeout_s)
     except (RayError, AalnetError) as error:
-        raise own_error(error) from error
+        from cluster.launch.failures import message_of, project_error  # takes torch
 
-
-def own_error(error: Exception) -> AalnetError:
-    """The error of ours that is inside one of Ray's, or one that names it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        if isinstance(cause, AalnetError):
-            return cause
-        if isinstance(seen, AalnetError) and type(seen).__module__.partition(".")[0] != "ray":
-            return seen
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    reason = str(error).strip().rpartition("\n")[2] or type(error).__name__
-    return ClusterError(f"the study's process failed: {reason}; the same command goes on from here")
+        raise project_error(error) or ClusterError(
+            f"the study's process failed: {message_of(error)}; the same command goes on from here"
+        ) from error
