@@ -16,7 +16,7 @@ PATIENCE_S = 120  # of a busy machine: the page holds 5 MB of Plotly
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("state", ["usual", "front", "all-failed"])
 def test_report_in_a_browser(browser: Any, tmp_path: Path, state: str) -> None:
-    _, html = made_page(tmp_path, state)
+    _, html = made_page(tmp_path / ("a_folder_of_a_long_name" * 4), state)
     (tmp_path / "report.html").write_text(html, encoding="utf-8")
     page = browser.new_page(viewport={"width": 390, "height": 900})  # a phone's
     loaded: list[str] = []
