@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]
 
-STEPS = 160
+STEPS = 120
 SLOW_STEPS = {  # float64 is slow on a CPU, so that few steps span a cut cable and its repair
     "data.batch_images": 6, "network.widths": [8, 16], "optimizer.lr": 1e-5,
     "run.precision": "float64", "run.images": 6 * STEPS, "run.checkpoint_every_images": 60,

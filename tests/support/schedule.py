@@ -1,4 +1,4 @@
-"""Which tests of a run side by side share a process: a module's, and all that start Ray.
+"""Which tests of a run side by side share a process: a module's, and all of the shared cluster.
 
 xdist's own `--dist loadgroup` finds no groups under pytest 9.2, whose items have no `_nodeid`.
 """
@@ -10,18 +10,14 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Two Ray clusters on one machine take each other's time, and so do loads whose rates are compared.
-ALONE = (
-    "tests/slow/cluster/", "tests/slow/test_campaign_kills", "tests/slow/test_endpoint_server",
-    "tests/slow/test_hosts", "tests/slow/test_telemetry_live", "tests/test_cluster_mailbox",
-)  # fmt: skip
+SHARED = "tests/slow/cluster/"  # one Ray cluster for all of them
 
 
 class ByModule(LoadScopeScheduling):
-    """A module is one unit of work: what it shares is made once. Those above are one together."""
+    """A module is one unit of work: what it shares is made once. So is SHARED."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "alone" if nodeid.startswith(ALONE) else nodeid.partition("::")[0]
+        return SHARED if nodeid.startswith(SHARED) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)

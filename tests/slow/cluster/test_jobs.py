@@ -137,16 +137,6 @@ def test_rays_own_command_does_as_well(cluster: RayCluster, checkout: Path, tmp_
     assert "Ray job's own folder" in done.stdout
 
 
-def test_a_mistake_in_the_job_has_its_own_exit_code(
-    cluster: RayCluster, checkout: Path, tmp_path: Path
-) -> None:
-    submitted = Submitted(
-        cluster, checkout, tmp_path / "log", "evaluate", "nothing", "--storage", str(tmp_path)
-    )
-    assert submitted.ends() == 2
-    assert "run `nothing` does not exist" in submitted.told
-
-
 @pytest.mark.parametrize("token", [None, "wrong-" + "2" * 40])
 def test_the_token(cluster: RayCluster, checkout: Path, tmp_path: Path, token: str | None) -> None:
     given = {} if token is None else {"RAY_AUTH_TOKEN": token}

@@ -148,7 +148,7 @@ def test_a_signal_saves_and_stops_everything_and_the_same_command_goes_on(
 ) -> None:
     """Ctrl-C with a Ray of the run's own; SIGTERM on a cluster that stays."""
     joins, name = number == signal.SIGTERM, f"stopped-{code}"
-    long = {"run.images": 600, "run.checkpoint_every_images": 120, "run.workers": 2}
+    long = {"run.images": 400, "run.checkpoint_every_images": 80, "run.workers": 2}
     config, run = training.config(name, long), training.run(name)
     address = ("--address", training.cluster.address) if joins else ()
     first = start(*training.words(config, name, *address), joins=joins)
@@ -170,7 +170,7 @@ def test_a_signal_saves_and_stops_everything_and_the_same_command_goes_on(
     assert words in told
     assert "Traceback" not in told
     saved = checkpoints(run)[-1].images
-    assert 120 <= saved < 600
+    assert 80 <= saved < 400
     assert f"run `{name}` is stopped at {saved:,} images; the same command goes on" in told
     end, trained = run.records()[-1], of_kind(run, "train")[-1]
     assert (end["status"], run.status()) == ("stopped", "stopped")
