@@ -1,7 +1,6 @@
 """The gradient of a squared gradient norm: two methods, one answer, any number of workers."""
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,17 +13,16 @@ from torch import Tensor, nn
 from aalnet import mem, terms
 from aalnet.batch import ALONE, Batch, World
 from aalnet.blocks import BLOCKS
-from aalnet.networks import DataSpec
-from aalnet.penalties import OutputFunction, Parameters, squared_norm_gradient
+from aalnet.penalties import OutputFunction, squared_norm_gradient
 from aalnet.sampling import noise_for
 from aalnet.settings import ObjectiveSettings, parse_settings
 from aalnet.state import TrainState
 from aalnet.step import train_step
+from tests.support.tiny_steps import SPEC
 
 Method = Literal["exact", "finite_difference"]
 METHODS: tuple[Method, Method] = ("exact", "finite_difference")
 
-SPEC = DataSpec(labels=("a", "b"), condition_channels=1, target_channels=1)
 N, K, Z = 4, 4, 4
 DEFAULT_STEP = ObjectiveSettings().penalty_step
 
@@ -107,112 +105,6 @@ def test_in_double_precision_the_error_falls_with_the_square_of_h(name: str, fam
     assert 50 < coarse / fine < 200
 
 
-# Functions whose answer is known.
-
-
-def vector_of(parameters: Parameters) -> Tensor:
-    return torch.cat(list(parameters.values()))
-
-
-def quadratic(o: Tensor) -> Tensor:
-    return 3 * o[0] ** 2 + o[0] * o[1] + 2 * o[1] ** 2
-
-
-@both_methods
-def test_a_quadratic_by_hand(method: Method) -> None:
-    a = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
-    b = torch.tensor([-1.5], dtype=torch.float64, requires_grad=True)
-    squared, (by_a, by_b) = squared_norm_gradient(
-        OutputFunction(vector_of, quadratic),
-        {"a": a, "b": b},
-        method=method,
-        step=1e-3,
-        world=ALONE,
-    )
-    g = (6 * 0.5 - 1.5, 0.5 + 4 * -1.5)
-    assert squared.item() == pytest.approx(g[0] ** 2 + g[1] ** 2)
-    assert by_a.item() == pytest.approx(2 * (6 * g[0] + g[1]), rel=1e-9)
-    assert by_b.item() == pytest.approx(2 * (g[0] + 4 * g[1]), rel=1e-9)
-    assert a.grad is None
-    assert a.tolist() == [0.5]
-
-
-@both_methods
-def test_both_parts_of_the_curvature_by_hand(method: Method) -> None:
-    """f = sin(t)^2: g = sin(2 t), H = 2 cos(2 t), from the bend of sin and that of the square."""
-    t = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    squared, (gradient,) = squared_norm_gradient(
-        OutputFunction(lambda p: p["t"].sin(), lambda o: o.square().sum()),
-        {"t": t},
-        method=method,
-        step=1e-4,
-        world=ALONE,
-    )
-    assert squared.item() == pytest.approx(math.sin(1.4) ** 2)
-    assert gradient.item() == pytest.approx(4 * math.cos(1.4) * math.sin(1.4), rel=1e-6)
-
-
-@both_methods
-def test_a_corner_of_the_value_beside_the_path_does_no_harm(method: Method) -> None:
-    """The clamp at 1 lies between the two moved outputs, the point itself just inside."""
-    t = torch.tensor([0.9999], dtype=torch.float64, requires_grad=True)
-    _, (gradient,) = squared_norm_gradient(
-        OutputFunction(lambda p: p["t"], lambda o: o.clamp(-1, 1).square().sum()),
-        {"t": t},
-        method=method,
-        step=1e-2,
-        world=ALONE,
-    )
-    assert gradient.item() == pytest.approx(8 * 0.9999)
-
-
-@both_methods
-def test_a_straight_value_leaves_the_curvature_of_the_output(method: Method) -> None:
-    t = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    _, (gradient,) = squared_norm_gradient(
-        OutputFunction(lambda p: p["t"].sin(), lambda o: 3 * o.sum()),
-        {"t": t},
-        method=method,
-        step=1e-4,
-        world=ALONE,
-    )
-    assert gradient.item() == pytest.approx(-18 * math.sin(0.7) * math.cos(0.7), rel=1e-6)
-
-
-@both_methods
-@pytest.mark.parametrize("kind", ["no slope", "no say"])
-def test_a_flat_objective_gives_exact_zeros(kind: str, method: Method) -> None:
-    parameters = {"a": torch.ones(3, requires_grad=True), "b": torch.ones(2, requires_grad=True)}
-
-    def output(given: Parameters) -> Tensor:
-        return vector_of(given) if kind == "no slope" else 0 * given["a"]
-
-    def value(o: Tensor) -> Tensor:
-        return (0 * o).square().sum() if kind == "no slope" else o.cos().sum()
-
-    squared, gradients = squared_norm_gradient(
-        OutputFunction(output, value), parameters, method=method, step=1e-3, world=ALONE
-    )
-    assert squared.item() == 0
-    assert [g.tolist() for g in gradients] == [[0, 0, 0], [0, 0]]
-
-
-@both_methods
-def test_a_parameter_without_a_say_gets_zeros(method: Method) -> None:
-    parameters = {
-        "a": torch.tensor([2.0], requires_grad=True),
-        "idle": torch.ones(3, requires_grad=True),
-    }
-    _, (_, idle) = squared_norm_gradient(
-        OutputFunction(lambda p: p["a"].sin(), lambda o: o.square().sum()),
-        parameters,
-        method=method,
-        step=1e-3,
-        world=ALONE,
-    )
-    assert idle.tolist() == [0, 0, 0]
-
-
 def test_one_sample_has_a_flat_density() -> None:
     state, batch = new_state(), batch_of(99)
     one = Batch(batch.condition, batch.target, batch.label, batch.noise[:, :1], N)
@@ -223,6 +115,37 @@ def test_one_sample_has_a_flat_density() -> None:
         )
         assert squared.item() == 0
         assert not any(gradient.any() for gradient in gradients)
+
+
+def test_objectives_are_means_over_the_global_batch() -> None:
+    state, batch = new_state(), batch_of(99)
+    parameters = dict(state.generator.named_parameters())
+    with torch.no_grad():
+        samples = state.generator(batch.condition, batch.label, batch.noise)
+        fake = state.discriminator(batch.condition, samples, batch.label)
+        real = state.discriminator(batch.condition, batch.target, batch.label)
+    wanted = {
+        "density_flatness": terms.summed_density(samples, state.settings.objective.scale),
+        "response": terms.separation(fake, real),
+    }
+    for name, objective_of in OBJECTIVES.items():
+        objective = objective_of(state, batch)
+        found = objective.value(objective.output(parameters))
+        torch.testing.assert_close(found.detach(), wanted[name].mean())
+
+
+@both_methods
+def test_penalties_leave_networks_and_settings_as_they_were(method: Method) -> None:
+    state, batch = new_state(), batch_of(99)
+    before = [p.detach().clone() for p in state.generator.parameters()]
+    parameters = dict(state.generator.named_parameters())
+    for objective_of in OBJECTIVES.values():
+        squared_norm_gradient(
+            objective_of(state, batch), parameters, method=method, step=3e-3, world=ALONE
+        )
+    assert all(torch.equal(p, q) for p, q in zip(state.generator.parameters(), before, strict=True))
+    networks = state.networks.values()
+    assert all(p.grad is None for network in networks for p in network.parameters())
 
 
 # Workers.
@@ -296,34 +219,3 @@ def test_two_parts_of_a_batch_sum_to_the_whole(cut: int, name: str, method: Meth
         world=ALONE,
     )
     assert abs(alone.item() - wanted.item()) > 1e-3 * wanted.item()
-
-
-def test_objectives_are_means_over_the_global_batch() -> None:
-    state, batch = new_state(), batch_of(99)
-    parameters = dict(state.generator.named_parameters())
-    with torch.no_grad():
-        samples = state.generator(batch.condition, batch.label, batch.noise)
-        fake = state.discriminator(batch.condition, samples, batch.label)
-        real = state.discriminator(batch.condition, batch.target, batch.label)
-    wanted = {
-        "density_flatness": terms.summed_density(samples, state.settings.objective.scale),
-        "response": terms.separation(fake, real),
-    }
-    for name, objective_of in OBJECTIVES.items():
-        objective = objective_of(state, batch)
-        found = objective.value(objective.output(parameters))
-        torch.testing.assert_close(found.detach(), wanted[name].mean())
-
-
-@both_methods
-def test_penalties_leave_networks_and_settings_as_they_were(method: Method) -> None:
-    state, batch = new_state(), batch_of(99)
-    before = [p.detach().clone() for p in state.generator.parameters()]
-    parameters = dict(state.generator.named_parameters())
-    for objective_of in OBJECTIVES.values():
-        squared_norm_gradient(
-            objective_of(state, batch), parameters, method=method, step=3e-3, world=ALONE
-        )
-    assert all(torch.equal(p, q) for p, q in zip(state.generator.parameters(), before, strict=True))
-    networks = state.networks.values()
-    assert all(p.grad is None for network in networks for p in network.parameters())

@@ -11,14 +11,21 @@ import pytest
 from aalnet.errors import CheckpointError, ConfigError
 from cluster.storage.folder import FolderStore
 from tests.support.postgres_server import PASSWORD, PostgresServer, postgres_server, programs
-from tests.support.tiny_campaigns import campaign_settings, figure_of, finished, open_study, runs
+from tests.support.tiny_campaigns import (
+    campaign_settings,
+    figure_of,
+    finished,
+    open_study,
+    params,
+    run_all,
+    runs,
+)
 from tuner import campaign
 from tuner import server as study_server
 from tuner.campaign import Campaign, StudyUnavailable, find_campaign, without_password
 from tuner.search import sampler
 from tuner.server import StudyServer
 from tuner.settings import CampaignSettings
-from tuner.study import CampaignStudy
 
 DATA = Path("data")  # nothing is read of it
 
@@ -49,15 +56,6 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def settings_of(**budget: Any) -> CampaignSettings:
     return campaign_settings(DATA, {f"budget.{key}": value for key, value in budget.items()})
-
-
-def run_all(study: CampaignStudy) -> None:
-    for run in runs(study):
-        study.tell(run, finished(figure_of(run)))
-
-
-def params(study: CampaignStudy) -> list[dict[str, Any]]:
-    return [trial.params for trial in study.study.get_trials(deepcopy=False)]
 
 
 def test_it_suggests_as_the_journal_does_across_crashes(

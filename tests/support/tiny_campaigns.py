@@ -16,6 +16,7 @@ from tuner.settings import CampaignSettings, parse_campaign
 from tuner.study import CampaignStudy, Cost, Outcome, TrialRun
 
 IMAGES = 32  # of a trial; evaluations at 16 and 32
+DATA = Path("data")  # for campaigns that train nothing
 
 
 def campaign_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -41,6 +42,11 @@ def campaign_values(data: Path, overrides: Mapping[str, Any] | None = None) -> d
 def campaign_settings(data: Path, overrides: Mapping[str, Any] | None = None) -> CampaignSettings:
     """Settings of a tiny campaign; `overrides` by dotted key."""
     return parse_campaign(campaign_values(data, overrides))
+
+
+def settings_of(**overrides: Any) -> CampaignSettings:
+    """Settings of a tiny campaign that reads no data; `__` in a keyword stands for a dot."""
+    return campaign_settings(DATA, {key.replace("__", "."): v for key, v in overrides.items()})
 
 
 def write_campaign(path: Path, data: Path, overrides: Mapping[str, Any] | None = None) -> Path:
@@ -77,3 +83,19 @@ def figure_of(run: TrialRun) -> float:
     """A made-up figure that depends on the run's settings alone."""
     objective = run.settings["objective"]
     return float(abs(objective["eta"] - 0.2) + objective["lambda"] / 10 + objective["K"] / 100)
+
+
+def run_all(study: CampaignStudy) -> None:
+    """Run every trial to its end, one after the other."""
+    for run in runs(study):
+        study.tell(run, finished(figure_of(run)))
+
+
+def params(study: CampaignStudy) -> list[dict[str, Any]]:
+    """What each trial has tried."""
+    return [trial.params for trial in study.study.get_trials(deepcopy=False)]
+
+
+def states(study: CampaignStudy) -> list[str]:
+    """How each trial stands, by Optuna's name."""
+    return [trial.state.name for trial in study.study.get_trials(deepcopy=False)]
