@@ -11,8 +11,8 @@ import pytest
 from aalnet.errors import DataError
 from cluster.data.pairs import Pairs
 from cluster.data.shards import UNFINISHED
+from tests.support.packs import contents, packed, tree
 from tests.support.tiny_runs import aalnet_command, command_environment
-from tests.test_cluster_packing import contents, packed, tree
 
 
 def test_killed_at_random_and_called_again(tmp_path: Path) -> None:
