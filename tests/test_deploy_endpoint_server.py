@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage.folder import FolderStore
-from tests.support.endpoint_models import make_checkpoint, png_of
+from tests.support.endpoint_models import folder_to_serve
 from tests.support.tiny_runs import aalnet, command_environment
 
 KEY = "a-long-enough-key-1"
@@ -16,10 +15,7 @@ KEY = "a-long-enough-key-1"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serve")
-    make_checkpoint(FolderStore(folder / "store"), "tiny")
-    (folder / "image.png").write_bytes(png_of())
-    return folder
+    return folder_to_serve(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
-"""`aalnet deploy` waits, shows, follows logs and examines, against an API server over HTTP."""
+"""`aalnet deploy` waits for a workload and follows its logs, through faults of the API server."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,9 +13,8 @@ import pytest
 from deploy.operator import wait
 from deploy.operator.errors import KubernetesError, NotFound, TimedOut, Unreachable
 from tests.support.kube_api import CUT, DROP, Fault, KubeApi
-from tests.support.kube_deploy import RUNNING, TRAINER, deploy, event, fails, good, pod
+from tests.support.kube_deploy import DONE, JOB, RUNNING, TRAINER, fails, good, job_status, pod
 
-JOB = "aalnet-trainer"
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -32,13 +31,6 @@ def script(kube: KubeApi, *acts: Callable[[], object], pause_s: float = 0.4) -> 
     threading.Thread(target=play, daemon=True).start()
 
 
-def status(kube: KubeApi, **values: Any) -> Callable[[], None]:
-    return lambda: kube.objects.edit("RayJob", JOB, lambda job: job.update(status=values))
-
-
-DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-
-
 # Waiting
 
 
@@ -50,10 +42,10 @@ def test_waits_for_a_job_with_progress(kube: KubeApi) -> None:
     ]
     script(
         kube,
-        status(kube, jobDeploymentStatus="Initializing"),
+        job_status(kube, jobDeploymentStatus="Initializing"),
         lambda: kube.objects.put(submitter),
-        status(kube, jobDeploymentStatus="Running", jobStatus="RUNNING"),
-        status(kube, **DONE),
+        job_status(kube, jobDeploymentStatus="Running", jobStatus="RUNNING"),
+        job_status(kube, **DONE),
     )
     result = good(*TRAINER, "--yes")
     assert "Initializing" in result.stderr
@@ -62,7 +54,7 @@ def test_waits_for_a_job_with_progress(kube: KubeApi) -> None:
 
 
 def test_a_failed_job_is_a_failure(kube: KubeApi) -> None:
-    failed = status(
+    failed = job_status(
         kube, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed",
         message="exit code 2",
     )  # fmt: skip
@@ -91,7 +83,7 @@ def test_waiting_ends_in_time_and_says_why(kube: KubeApi) -> None:
 ], ids=["restart", "503", "500", "429"])  # fmt: skip
 def test_waiting_outlasts_faults(kube: KubeApi, fault: Fault) -> None:
     """More of them than one request's tries, as while the API server restarts."""
-    script(kube, lambda: kube.faults.append(fault), status(kube, **DONE), pause_s=0.8)
+    script(kube, lambda: kube.faults.append(fault), job_status(kube, **DONE), pause_s=0.8)
     result = good(*TRAINER, "--yes")
     assert "Complete SUCCEEDED" in result.stderr
     assert "Retry" not in result.stderr
@@ -128,66 +120,6 @@ def test_waits_for_the_endpoints_rollout(kube: KubeApi) -> None:
     assert "1/1 ready" in result.stderr
 
 
-# Status
-
-
-def waiting_pod(reason: str, message: str) -> dict[str, Any]:
-    state = {"waiting": {"reason": reason, "message": message}}
-    return {"phase": "Pending", "containerStatuses": [{"name": "main", "state": state}]}
-
-
-@pytest.mark.parametrize(
-    ("objects", "expected"),
-    [
-        ([pod("p", JOB, "trainer", status=waiting_pod("ImagePullBackOff", "Back-off pulling x"))],
-         "its image cannot be had, ImagePullBackOff: Back-off pulling x"),
-        ([pod("p", JOB, "trainer",
-              status=waiting_pod("CreateContainerConfigError", 'secret "aalnet-s3" not found'))],
-         'CreateContainerConfigError: secret "aalnet-s3" not found'),
-        ([event(JOB, "FailedToCreateHeadPod",
-                'pods "t-head" is forbidden: exceeded quota: aalnet, requested: pods=1')],
-         "no quota: exceeded quota: aalnet, requested: pods=1"),
-        ([pod("p", JOB, "trainer", status=waiting_pod("ContainerCreating", ""))], ""),
-        ([event("somebody-elses", "FailedCreate", "exceeded quota: x")], ""),
-    ],
-    ids=["image", "secret", "quota", "creating", "others"],
-)  # fmt: skip
-def test_status_tells_why_it_waits(
-    kube: KubeApi, objects: Sequence[dict[str, Any]], expected: str
-) -> None:
-    good(*TRAINER, "--yes", "--no-wait")
-    for item in objects:
-        kube.objects.put(item)
-    (row,) = json.loads(good("status", "trainer", "--json").stdout)
-    assert "".join(row["why"]).endswith(expected)
-    assert bool(row["why"]) is bool(expected)
-
-
-def test_status_tells_what_kueue_says(kube: KubeApi) -> None:
-    good("apply", "trainer", "--overlay", "kueue", "--image", "r.io/a:1", "--storage", "s3://b/p",
-         "--yes", "--no-wait")  # fmt: skip
-    status(kube, jobDeploymentStatus="Suspended")()
-    uid = kube.objects.get("RayJob", "aalnet", JOB)["metadata"]["uid"]
-    condition = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota"}
-    kube.objects.put({
-        "apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "Workload",
-        "metadata": {"name": "w", "namespace": "aalnet", "ownerReferences": [{"uid": uid}]},
-        "status": {"conditions": [condition]},
-    })  # fmt: skip
-    (row,) = json.loads(good("status", "--json").stdout)
-    assert row["why"] == ["queued in aalnet: insufficient unused quota"]
-
-
-def test_status_is_a_table_and_fails_with_the_job(kube: KubeApi) -> None:
-    good(*TRAINER, "--yes", "--no-wait")
-    status(kube, jobDeploymentStatus="Failed", reason="DeadlineExceeded")()
-    result = deploy("status")
-    assert result.exit_code == 1
-    assert "RayJob/aalnet-trainer" in result.stdout
-    assert "DeadlineExceeded" in result.stdout
-    assert "nothing in elsewhere" in good("status", "-n", "elsewhere").stdout
-
-
 # Logs
 
 
@@ -217,7 +149,7 @@ def test_followed_logs_outlast_a_lost_connection(kube: KubeApi) -> None:
         kube.logs["s"] = stamped(*texts)
         time.sleep(0.5)
         kube.open_logs.clear()
-        status(kube, **DONE)()
+        job_status(kube, **DONE)()
 
     script(kube, go_on, pause_s=0.8)
     assert good("logs", "trainer", "--follow").stdout.splitlines() == texts
@@ -230,74 +162,3 @@ def test_logs_of_several_pods_name_them(kube: KubeApi) -> None:
         kube.objects.put(pod(name, JOB, "trainer", status=RUNNING, **labels))
         kube.logs[name] = stamped(f"of {name}")
     assert good("logs", "trainer", "--of", "worker").stdout == "w1  of w1\nw2  of w2\n"
-
-
-# Doctor
-
-
-def cluster_in_order(kube: KubeApi) -> None:
-    kube.objects.put({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": "kuberay-operator", "namespace": "kuberay",
-                     "labels": {"app.kubernetes.io/name": "kuberay-operator"}},
-        "spec": {"template": {"spec": {"containers": [{"image": "q/kuberay/operator:v1.7.0"}]}}},
-        "status": {"availableReplicas": 1},
-    })  # fmt: skip
-    kube.objects.put({
-        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {
-            "name": "gp3",
-            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
-    })  # fmt: skip
-    kube.objects.put({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": "n", "labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}},
-        "status": {"allocatable": {"nvidia.com/gpu": "4"}},
-    })  # fmt: skip
-
-
-def doctor(kube: KubeApi, *words: str) -> dict[str, dict[str, str]]:
-    result = deploy("doctor", "--json", *words)
-    results = json.loads(result.stdout)
-    assert result.exit_code == (0 if results["ok"] else 1)
-    return {check["name"]: check for check in results["checks"]}
-
-
-def test_doctor_of_a_cluster_in_order(kube: KubeApi) -> None:
-    cluster_in_order(kube)
-    results = doctor(kube)
-    assert {check["status"] for check in results.values()} == {"ok"}
-    assert "operator:v1.7.0" in results["kuberay"]["detail"]
-    assert "4 on 1 of 1 nodes (NVIDIA-L4)" in results["gpu nodes"]["detail"]
-    assert results["manifests"]["detail"].startswith("the server takes all 11 objects")
-    assert {r.query.get("dryRun") for r in kube.sent("PATCH")} == {"All"}
-    assert "  ok  kuberay" in good("doctor").stdout
-
-
-def test_doctor_of_an_empty_cluster(kube: KubeApi) -> None:
-    kube.missing |= {"ray.io", "kueue.x-k8s.io", "monitoring.coreos.com", "custom.metrics.k8s.io"}
-    kube.objects.forget("Namespace", "", "aalnet")
-    kube.forbidden |= {("patch", "rayjobs"), ("get", "pods/log")}
-    kube.version = "v1.29.4-eks-1"
-    results = doctor(kube, "--overlay", "kueue")
-    statuses = {name: check["status"] for name, check in results.items()}
-    assert statuses == {
-        "server": "warn", "kuberay": "fail", "namespace": "fail", "permissions": "fail",
-        "storage class": "warn", "gpu nodes": "warn", "kueue": "fail", "prometheus": "warn",
-        "metrics": "warn", "manifests": "fail",
-    }  # fmt: skip
-    assert "patch rayjobs, get pods/log" in results["permissions"]["detail"]
-    assert all(check["remedy"] for check in results.values())
-
-
-def test_doctor_sees_what_it_may(kube: KubeApi) -> None:
-    cluster_in_order(kube)
-    kube.forbidden |= {("list", "nodes"), ("list", "storageclasses")}
-    results = doctor(kube)
-    assert results["gpu nodes"]["status"] == results["storage class"]["status"] == "warn"
-    assert "cannot list" in results["gpu nodes"]["detail"]
-
-
-def test_doctor_without_a_server_says_one_thing(kube: KubeApi) -> None:
-    kube.faults.append(Fault("GET", "/version", DROP, 99))
-    results = doctor(kube)
-    assert list(results) == ["server"]

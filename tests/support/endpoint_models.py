@@ -81,10 +81,18 @@ def corrupt(found: Checkpoint) -> None:
     found.run.store.write(key, bytes(data))
 
 
+def folder_to_serve(folder: Path) -> Path:
+    """The folder, with a store that has one run, `tiny`, and a picture to ask about."""
+    make_checkpoint(FolderStore(folder / "store"), "tiny")
+    (folder / "image.png").write_bytes(png_of())
+    return folder
+
+
 def service_of(
     store: FolderStore, name: str = "tiny", settings: EndpointSettings = QUICK, *,
     keys: Path | None = None, promoted: bool = False,
 ) -> Service:  # fmt: skip
+    """The service of a store's run, or (`promoted`) of a model's name."""
     return Service(ModelSource(store, name, promoted=promoted), settings, Keys(keys))
 
 
@@ -94,7 +102,6 @@ GRAPHS: dict[str, Graph] = {}
 def remembered_graph(
     generator: Generator, spec: DataSpec, size_px: int, settings: EndpointSettings
 ) -> Graph:
-    """The service of a store's run, or (`promoted`) of a model's name."""
     """`build_graph`, which takes seconds, once for each architecture and settings."""
     key = f"{generator} {spec} {size_px} {settings}"
     if key not in GRAPHS:
@@ -218,3 +225,11 @@ def in_background(work: Callable[[threading.Event], None], threads: int = 1) -> 
             thread.join()
     if errors:
         raise errors[0]
+
+
+def until(holds: Callable[[], Any], timeout_s: float = 30) -> None:
+    """Wait until it holds."""
+    end_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)

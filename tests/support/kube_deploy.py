@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from tests.support.kube_store import Object
 
 IMAGE = "registry.example/aalnet:0.1.0"
 TRAINER = ("apply", "trainer", "--overlay", "local", "--image", IMAGE)
+JOB = "aalnet-trainer"  # the RayJob of TRAINER
+DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
 KNOWN: dict[Path, list[Object]] = {}  # kubectl takes a second: a folder is rendered once
 KUSTOMIZE = render.kustomize
 
@@ -52,6 +54,7 @@ def deploy(*words: str, answer: str | None = None) -> Result:
 
 
 def good(*words: str) -> Result:
+    """Run it; it ends well."""
     result = deploy(*words)
     assert result.exit_code == 0, (result.output, result.exception)
     return result
@@ -64,6 +67,11 @@ def fails(kind: type[AalnetError], *words: str) -> str:
     message = str(result.exception)
     assert "\n" not in message
     return message
+
+
+def job_status(kube: KubeApi, **values: Any) -> Callable[[], None]:
+    """A call of the result gives the RayJob this status, as KubeRay's operator would."""
+    return lambda: kube.objects.edit("RayJob", JOB, lambda job: job.update(status=values))
 
 
 def pod(name: str, instance: str, component: str, **extra: Any) -> Object:

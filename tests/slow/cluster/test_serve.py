@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from aalnet.errors import ConfigError
-from cluster.storage.folder import FolderStore
-from tests.support.endpoint_models import form, free_port, make_checkpoint
+from tests.support.endpoint_models import folder_to_serve, free_port
 from tests.support.ray_cluster import RayCluster
 
 SERVE = """
@@ -38,10 +37,7 @@ ray.shutdown()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hosting")
-    make_checkpoint(FolderStore(folder / "store"), "tiny")
-    (folder / "image.png").write_bytes(form()["files"]["image"][1])
-    return folder
+    return folder_to_serve(tmp_path_factory.mktemp("hosting"))
 
 
 @pytest.mark.timeout(240)
