@@ -3,7 +3,8 @@
 buildah runs deploy/Dockerfile over a base by debootstrap. Then a Ray job with two workers (a head
 without work, a token) and the endpoint run in the result as the image's user: no capabilities, no
 network, a read-only root, which buildah's chroots do not give. Prints sizes, writes the SBOM. Needs
-root, buildah, debootstrap, util-linux, iproute2 and `cyclonedx-bom`.
+root, buildah, debootstrap, util-linux, iproute2; for the SBOM `pipx install cyclonedx-bom` (not beside
+Ray: what it brings makes `import ray` four times as long, tests/test_house.py).
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def write_sbom(root: Path, path: Path) -> int:
         # A virtual environment of this machine's Python that sees the image's packages only.
         subprocess.run(["python3", "-m", "venv", "--without-pip", folder], check=True)
         (Path(folder) / "lib/python3.11/site-packages/image.pth").write_text(f"{python}\n")
-        command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible"]
+        command = ["cyclonedx-py", "environment", "--output-reproducible"]
         bom = json.loads(output(*command, f"{folder}/bin/python"))
     packages = output("dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show")
     for name, version in (line.split("\t") for line in packages.splitlines()):
