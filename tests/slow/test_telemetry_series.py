@@ -10,9 +10,9 @@ from cluster.telemetry.exporter import serve
 from cluster.telemetry.run_metrics import RunCollector
 from cluster.telemetry.worker import WorkerTelemetry
 from tests.slow.test_telemetry_live import OURS, SERIES_OF_A_RUN
+from tests.support.metric_samples import LOG
 from tests.support.prometheus_server import prometheus_server, query, value, wait_for
 from tests.support.tiny_runs import tiny_settings, write_data
-from tests.test_cluster_telemetry import LOG
 
 
 def test_a_hundred_finished_runs_leave_no_series(
