@@ -3,8 +3,8 @@
 buildah runs deploy/Dockerfile over a base by debootstrap. Then a Ray job with two workers (a head
 without work, a token) and the endpoint run in the result as the image's user: no capabilities, no
 network, a read-only root, which buildah's chroots do not give. Prints sizes, writes the SBOM. Needs
-root, buildah, debootstrap, util-linux, iproute2; for the SBOM `pipx install cyclonedx-bom` (not beside
-Ray: what it brings makes `import ray` four times as long, tests/test_house.py).
+root, buildah, debootstrap, util-linux, iproute2; for the SBOM `pipx install cyclonedx-bom` (not
+beside Ray: what it brings makes `import ray` four times as long, tests/test_house.py).
 """
 
 from __future__ import annotations
