@@ -116,6 +116,7 @@ def hosts(count: int) -> Iterator[Hosts]:
     """Make hosts, and take them away again with all that runs on them."""
     folder = Path(tempfile.mkdtemp(prefix="aalnet-hosts-"))
     made = Hosts(count, folder)
+    _take_away(made)  # what a killed run has left
     try:
         _run("ip", "link", "add", made.bridge, "type", "bridge")
         _run("ip", "addr", "add", f"{OUTSIDE}/24", "dev", made.bridge)
@@ -132,13 +133,17 @@ def hosts(count: int) -> Iterator[Hosts]:
             _run(*made.command(host, "ip", "link", "set", "lo", "up"))
         yield made
     finally:
-        for host in range(1, count + 1):
-            made.kill(host)
-        time.sleep(0.5)  # a namespace goes when its last process has
-        for host in range(1, count + 1):
-            _run("ip", "netns", "del", made.name(host), check=False)
-        _run("ip", "link", "del", made.bridge, check=False)
+        _take_away(made)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_away(made: Hosts) -> None:
+    for host in range(1, made.count + 1):
+        made.kill(host)
+    time.sleep(0.5)  # a namespace goes when its last process has
+    for host in range(1, made.count + 1):
+        _run("ip", "netns", "del", made.name(host), check=False)
+    _run("ip", "link", "del", made.bridge, check=False)
 
 
 def _run(*command: str, check: bool = True) -> int:
