@@ -15,13 +15,7 @@ from tests.proof.campaign_kills import SEEDS
 from tests.support.tiny_runs import ROOT
 
 PROOFS: dict[str, list[str]] = {
-    "repeats": [
-        "pytest",
-        "-n",
-        "2",
-        "--dist",
-        "loadgroup",
-    ],  # every test, many times where it counts
+    "repeats": ["pytest", "-n", "2"],  # every test, many times where it counts
     "chaos": ["tests.proof.chaos"],
     **{f"campaign-{kind}": ["tests.proof.campaign_kills", "--study", kind] for kind in SEEDS},
     "alerts": ["tests.proof.alerts"],
