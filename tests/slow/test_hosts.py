@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cluster.runs.checkpoint import Checkpoint, checkpoints
+from cluster.runs.checkpoint import checkpoints
 from cluster.runs.run import Record, Run
 from cluster.storage.folder import FolderStore
 from cluster.storage.location import open_store
@@ -31,11 +32,10 @@ pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=REASON or ""),
 ]
 
-STEPS = 120
 SLOW_STEPS = {  # float64 is slow on a CPU, so that few steps span a cut cable and its repair
     "data.batch_images": 6, "network.widths": [8, 16], "optimizer.lr": 1e-5,
-    "run.precision": "float64", "run.images": 6 * STEPS, "run.checkpoint_every_images": 60,
-    "run.log_every_images": 6,
+    "run.precision": "float64", "run.images": 6_000, "run.checkpoint_every_images": 60,
+    "run.log_every_images": 6, "run.keep_last": 100,
 }  # fmt: skip
 TOLERANCE = 1e-7  # of parameters in float64; 20 steps are held to 1e-9 elsewhere
 QUICK_DETECTION = {
@@ -46,13 +46,14 @@ QUICK_DETECTION = {
 LONGEST_S = 480.0
 
 
-def parameters(found: Checkpoint) -> torch.Tensor:
-    tensors = found.tensors(found.manifest().blobs["training"])
+def parameters(run: Run, images: int) -> torch.Tensor:
+    (checkpoint,) = [each for each in checkpoints(run) if each.images == images]
+    tensors = checkpoint.tensors(checkpoint.manifest().blobs["training"])
     names = sorted(name for name in tensors if "optimizer" not in name)
     return torch.cat([tensors[name].double().flatten() for name in names])
 
 
-def wait_for(what: str, happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(what: str, happened: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
     end_s = time.monotonic() + LONGEST_S
     while not happened():
         assert time.monotonic() < end_s, f"{what} did not happen"
@@ -64,10 +65,6 @@ def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
     write_data(tmp_path, train_rows=60)
     reference = Run(FolderStore(tmp_path / "reference"), "run")
     alone = write_config(tmp_path / "alone.yaml", tiny_values(tmp_path, SLOW_STEPS))
-    undisturbed = subprocess.Popen(
-        aalnet_command("train", alone, "--run", "run", "--storage", tmp_path / "reference"),
-        env=command_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
     config = write_config(
         tmp_path / "hosts.yaml", tiny_values(tmp_path, SLOW_STEPS | {"run.workers": "1:3"})
     )
@@ -94,6 +91,10 @@ def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
         def steps_since_the_start() -> bool:
             return any(train["time_s"] > of("start")[-1]["time_s"] for train in of("train"))
 
+        undisturbed = subprocess.Popen(
+            aalnet_command("train", alone, "--run", "run", "--storage", tmp_path / "reference"),
+            env=command_environment(), cwd=tmp_path, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
         try:
             wait_for("the first steps", lambda: len(of("train")) >= 4, process)
             wait_for("three workers", lambda: of("start")[-1]["workers"] == 3, process)
@@ -104,17 +105,18 @@ def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
             lan.kill(3)  # as a machine that comes back: a new Ray node
             lan.start_ray(3, QUICK_DETECTION)
             wait_for("a start with three", lambda: of("start")[-1]["workers"] == 3, process)
+            at = of("start")[-1]["images"] // 60 * 60 + 60
+            wait_for("a checkpoint by three", lambda: at in run.checkpoint_images(), process)
+            process.terminate()
             told, _ = process.communicate(timeout=LONGEST_S)
-            assert undisturbed.wait(LONGEST_S) == 0
+            wait_for("the same", lambda: at in reference.checkpoint_images(), undisturbed)
         finally:
             for each in (process, undisturbed):
                 each.kill()
                 each.wait()
-        assert process.returncode == 0, told
-        assert run.status() == "finished"
+        assert process.returncode == 143, told
+        assert run.status() == "stopped"
         causes = [start.get("cause") for start in of("start")]
         assert "resize" in causes, causes
-        ours, theirs = checkpoints(run)[-1], checkpoints(reference)[-1]
-        assert ours.images == theirs.images == 6 * STEPS
-        a, b = parameters(ours), parameters(theirs)
+        a, b = parameters(run, at), parameters(reference, at)
     assert float((a - b).norm() / b.norm()) <= TOLERANCE
