@@ -35,7 +35,7 @@ class Submitted:
         assert found, self.told
         return found.group(1)
 
-    def wait_for(self, happened: Callable[[], bool], limit_s: float = 90.0) -> None:
+    def wait_for(self, happened: Callable[[], bool], limit_s: float = 150.0) -> None:
         """Wait until something holds, and fail where the command ends first."""
         end_s = time.monotonic() + limit_s
         while not happened():
@@ -43,6 +43,6 @@ class Submitted:
             assert time.monotonic() < end_s, self.told
             time.sleep(0.2)
 
-    def ends(self, limit_s: float = 90.0) -> int:
+    def ends(self, limit_s: float = 150.0) -> int:
         """Its exit code, once it has ended."""
         return self.process.wait(limit_s)

@@ -65,7 +65,7 @@ def whole(training: Training) -> subprocess.CompletedProcess[str]:
 
 
 LONG: dict[str, Any] = {  # a run that no test waits for
-    "run.images": 40_000_000, "run.checkpoint_every_images": 480, "run.log_every_images": 48,
+    "run.images": 40_000_000, "run.checkpoint_every_images": 96, "run.log_every_images": 48,
     "run.evaluate_every_images": 40_000_000,
 }  # fmt: skip
 
