@@ -46,6 +46,20 @@ def one_thread() -> None:
         torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_ray_variables() -> Iterator[None]:
+    """What a command sets for Ray in its process ends with the test, as it ends with a command."""
+    before = _ray_variables()
+    yield
+    for name in _ray_variables().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _ray_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

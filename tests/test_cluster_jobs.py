@@ -25,13 +25,6 @@ from tests.support.tiny_runs import (
 STORAGE = ("--storage", "/tmp/anywhere")
 
 
-@pytest.fixture(autouse=True)
-def own_token_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a job's client sets for Ray ends with the test, as it ends with a command."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "")
-    monkeypatch.delenv("RAY_AUTH_MODE")
-
-
 # Before anything is sent
 
 

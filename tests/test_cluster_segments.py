@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def test_who_goes_on_joins_what_was_left(tmp_path: Path) -> None:
         assert text_of(log) == numbered(*range(2 * start))
         fill(log, 2)
     assert len(store.keys()) <= 1 + 4 + 4
+
+
+@pytest.mark.usefixtures("joined_early")
+def test_segments_stay_few_where_removing_takes_longer_than_appending(tmp_path: Path) -> None:
+    class Slow(FolderStore):
+        def delete(self, key: str) -> None:
+            time.sleep(0.02)
+            super().delete(key)
+
+    log, most = SegmentedLog(Slow(tmp_path), "log"), 0
+    for _ in range(60):
+        log.append(numbered(log.lines))
+        most = max(most, len(FolderStore(tmp_path).keys()))
+    log.settle()
+    assert most <= 6 * segments.FAN_IN
 
 
 def test_a_gap_ends_what_is_read(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from itertools import groupby
 from cluster.storage.store import BlobExists, BlobMissing, Store, StoreError
 
 FAN_IN, LEVELS = 64, 2
-AT_ONCE = 8  # segments that are read
+AT_ONCE = 8  # segments that are read, or removed
 LOOKS = 5  # of a reader whose listing is older than a join
 # `until-<end>`: lines 0 to before `end`, as releases before segments had levels joined them.
 NAME = re.compile(
@@ -111,7 +111,8 @@ class SegmentedLog:
             self._texts[self.lines] = self._waiting.pop(0)
             self.lines += text.count(b"\n")
             self._singles += 1
-        if self._singles >= FAN_IN and (self._joining is None or not self._joining.is_alive()):
+        if self._singles >= FAN_IN:
+            self.settle()  # else they would be ever more where appending is quicker than joining
             self._singles = 0
             self._joining = threading.Thread(target=self._join, name="join", daemon=True)
             self._joining.start()
@@ -144,10 +145,12 @@ class SegmentedLog:
                 end = first + text.count(b"\n")
                 key = f"{self._folder}/{first:012d}-{end:012d}-{level + 1}.jsonl"
                 self._store.create(key, bytes(text))
-                for segment in segments:  # and what a join before that was cut off has left
-                    if segment.level <= level and segment.first < end:
-                        self._store.delete(segment.key)
-                        self._texts.pop(segment.first, None)
+                # And what a join before that was cut off has left.
+                held = [each for each in segments if each.level <= level and each.first < end]
+                with ThreadPoolExecutor(AT_ONCE) as removers:
+                    list(removers.map(self._store.delete, [each.key for each in held]))
+                for segment in held:
+                    self._texts.pop(segment.first, None)
         except StoreError:  # nothing is lost: it is done again with the next
             self._singles += FAN_IN // 2
 
