@@ -74,6 +74,14 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed data set of 13 pairs to train with and 5 for tests."""
+    from tests.support.tiny_runs import write_data
+
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator["S3Server"]:
     """A real S3 server for all tests of a process."""

@@ -18,12 +18,7 @@ from tests.support.loop_runs import (
     run_in,
     whole_run,
 )
-from tests.support.tiny_runs import tiny_settings, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
+from tests.support.tiny_runs import tiny_settings
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from cluster.training.loop import train
 from cluster.training.recorder import Launch
 from cluster.training.world import ProcessWorld, current_world
 from tests.support.loop_runs import CPU, before_step, go, run_in
-from tests.support.tiny_runs import tiny_settings, write_data
+from tests.support.tiny_runs import tiny_settings
 
 TWENTY = {
     "data.batch_images": 5,  # uneven slices
@@ -44,11 +44,6 @@ ALL_REDUCES = {  # in two steps
     "vae": 2,
 }
 AROUND_STEPS = 1 + 1  # resuming, and one checkpoint
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

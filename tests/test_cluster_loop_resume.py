@@ -29,16 +29,11 @@ from tests.support.loop_runs import (
     run_in,
     whole_run,
 )
-from tests.support.tiny_runs import tiny_settings, without_clocks, write_data
+from tests.support.tiny_runs import tiny_settings, without_clocks
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing of ours catches it."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,8 @@ from cluster.storage.location import open_store
 from tests.support.fault_proxy import FaultProxy, Rule
 from tests.support.s3_server import S3Server
 from tests.support.short_runs import EVERY, STEPS, numbers, settings_of, trained
-from tests.support.tiny_runs import write_data
 
 OUTAGE_S = 2.0  # at least
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 from cluster.data.packer import PackOptions, pack
 from cluster.data.packing import pack_shard
 from cluster.data.shards import UNFINISHED
+from tests.commands.test_data import tree
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_runs import aalnet
-from tests.test_cluster_commands_data import tree
 
 
 def test_pack_with_ray_gives_the_same_bytes(cluster: RayCluster, tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -17,7 +16,6 @@ from tests.support.saver_books import (
     Books,
     Gated,
     assert_equal,
-    bookkeeping,
     images_of,
     move,
     numbers,
@@ -25,25 +23,6 @@ from tests.support.saver_books import (
     settings_of,
     state_at,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Gated:
-    return Gated(tmp_path)
-
-
-@pytest.fixture
-def run(store: Gated) -> Run:
-    return Run(store, "demo")
-
-
-@pytest.fixture
-def open_books(
-    run: Run, store: Gated, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Books]]:
-    with bookkeeping(run, store, monkeypatch) as books:
-        yield books
-
 
 # One under way, one waiting
 

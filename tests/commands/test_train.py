@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.support.command_line import Aalnet, assert_refused, front_door, working_folder
+from tests.support.command_line import Aalnet, assert_refused
 from tests.support.tiny_runs import (
     Row,
     encoded,
@@ -17,29 +17,6 @@ from tests.support.tiny_runs import (
     write_data,
     write_pairs,
 )
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return working_folder(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def type_(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Aalnet:
-    return front_door(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(data: Path, here: Path) -> Path:
-    return write_config(here / "demo.yaml", tiny_values(data))
-
 
 # Settings
 

@@ -20,29 +20,12 @@ from cluster.storage.folder import FolderStore
 from tests.support.tiny_checkpoints import (
     CPU,
     checkpoint_at,
-    demo_run,
     flat_tensors,
     folder_of,
     fresh_state,
     trained_state,
 )
-from tests.support.tiny_runs import ROOT, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def state(data: Path) -> TrainState:
-    return trained_state(data)
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainState) -> Run:
-    return demo_run(tmp_path, state)
-
+from tests.support.tiny_runs import ROOT
 
 # Bit for bit
 

@@ -12,42 +12,17 @@ from aalnet.settings import parse_settings
 from aalnet.state import TrainState
 from cluster.runs import manifest
 from cluster.runs.checkpoint import Checkpoint, by_figure, load_generator, restore
-from cluster.runs.run import Run
 from tests.support.tiny_checkpoints import (
     CPU,
     assert_refused,
     blob_path,
-    checkpoint_at,
-    demo_run,
     flat_tensors,
     folder_of,
     forge,
     forge_facts,
     fresh_state,
-    trained_state,
 )
-from tests.support.tiny_runs import tiny_values, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def state(data: Path) -> TrainState:
-    return trained_state(data)
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainState) -> Run:
-    return demo_run(tmp_path, state)
-
-
-@pytest.fixture
-def whole(run: Run, state: TrainState) -> Checkpoint:
-    return checkpoint_at(run, state, 12)
-
+from tests.support.tiny_runs import tiny_values
 
 # Damage
 

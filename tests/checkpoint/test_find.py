@@ -12,26 +12,8 @@ from cluster.storage.folder import FolderStore
 from tests.support.tiny_checkpoints import (
     assert_refused,
     checkpoint_at,
-    demo_run,
     folder_of,
-    trained_state,
 )
-from tests.support.tiny_runs import write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def state(data: Path) -> TrainState:
-    return trained_state(data)
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainState) -> Run:
-    return demo_run(tmp_path, state)
 
 
 @pytest.fixture

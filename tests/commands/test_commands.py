@@ -15,38 +15,14 @@ from cluster.runs.checkpoint import checkpoints
 from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
 from cluster.view.progress import latest
-from tests.support.command_line import Aalnet, files_below, front_door, working_folder
+from tests.support.command_line import Aalnet, files_below
 from tests.support.tiny_runs import (
     aalnet,
     aalnet_command,
     command_environment,
     tiny_values,
     write_config,
-    write_data,
 )
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return working_folder(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def type_(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Aalnet:
-    return front_door(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(data: Path, here: Path) -> Path:
-    return write_config(here / "demo.yaml", tiny_values(data))
-
 
 # Plans, schemas, help
 

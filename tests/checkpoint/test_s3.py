@@ -27,12 +27,6 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.repeats import repeats
 from tests.support.s3_server import S3Server
 from tests.support.short_runs import numbers, settings_of, trained
-from tests.support.tiny_runs import write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """The background writer while its storage fails: the newest state waits, until patience ends."""
 
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -13,7 +12,6 @@ from tests.support.saver_books import (
     Books,
     Gated,
     assert_equal,
-    bookkeeping,
     images_of,
     move,
     numbers,
@@ -21,24 +19,6 @@ from tests.support.saver_books import (
     settings_of,
     state_at,
 )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Gated:
-    return Gated(tmp_path)
-
-
-@pytest.fixture
-def run(store: Gated) -> Run:
-    return Run(store, "demo")
-
-
-@pytest.fixture
-def open_books(
-    run: Run, store: Gated, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Books]]:
-    with bookkeeping(run, store, monkeypatch) as books:
-        yield books
 
 
 def test_a_storage_that_fails_and_comes_back(

@@ -14,38 +14,8 @@ from tests.support.command_line import (
     Done,
     assert_refused,
     files_below,
-    front_door,
-    storage_with_demo,
-    working_folder,
 )
-from tests.support.tiny_runs import encoded, noise_picture, tiny_values, write_config, write_data
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return working_folder(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def type_(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Aalnet:
-    return front_door(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture
-def config(data: Path, here: Path) -> Path:
-    return write_config(here / "demo.yaml", tiny_values(data))
-
-
-@pytest.fixture(scope="module")
-def storage(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return storage_with_demo(tmp_path_factory.mktemp("storage"), data)
+from tests.support.tiny_runs import encoded, noise_picture, tiny_values, write_config
 
 
 @pytest.fixture

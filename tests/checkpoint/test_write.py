@@ -20,12 +20,10 @@ from tests.support.tiny_checkpoints import (
     assert_refused,
     blob_path,
     checkpoint_at,
-    demo_run,
     folder_of,
     fresh_state,
     trained_state,
 )
-from tests.support.tiny_runs import write_data
 
 
 class WatchedStore(FolderStore):
@@ -54,21 +52,6 @@ class WatchedStore(FolderStore):
     def delete(self, key: str) -> None:
         self.done.append(("delete", key))
         super().delete(key)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def state(data: Path) -> TrainState:
-    return trained_state(data)
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainState) -> Run:
-    return demo_run(tmp_path, state)
 
 
 # Whole or invisible

@@ -11,44 +11,18 @@ import pytest
 import torch
 
 from aalnet.errors import ConfigError
-from aalnet.state import TrainState
 from cluster.runs import checkpoint
 from cluster.runs.checkpoint import Checkpoint, load_generator, restore
-from cluster.runs.run import Run
 from cluster.storage.folder import FolderStore
 from tests.support.tiny_checkpoints import (
     CPU,
     assert_refused,
     blob_path,
-    checkpoint_at,
-    demo_run,
     folder_of,
     forge,
     forge_facts,
     fresh_state,
-    trained_state,
 )
-from tests.support.tiny_runs import write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def state(data: Path) -> TrainState:
-    return trained_state(data)
-
-
-@pytest.fixture
-def run(tmp_path: Path, state: TrainState) -> Run:
-    return demo_run(tmp_path, state)
-
-
-@pytest.fixture
-def whole(run: Run, state: TrainState) -> Checkpoint:
-    return checkpoint_at(run, state, 12)
 
 
 def safetensors_bytes(header: object, body: bytes = b"") -> bytes:
