@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +86,8 @@ def test_a_host_that_is_cut_off_and_comes_back(tmp_path: Path) -> None:
         s3_server(tmp_path / "s3", address=hosts.OUTSIDE) as server,
         environment(server.environment),
     ):
-        lan.start_ray(1, QUICK_DETECTION)
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda host: lan.start_ray(host, QUICK_DETECTION), (2, 3)))
+        for host in (1, 2, 3):
+            lan.start_ray(host, QUICK_DETECTION)
         storage = f"s3://{server.bucket}/hosts"
         run = Run(open_store(storage), "run")
         arguments = ("--run", "run", "--storage", storage, "--address", hosts.HEAD)
