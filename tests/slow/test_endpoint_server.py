@@ -163,12 +163,10 @@ def test_fuzzed_against_its_own_schema(folder: Path, endpoint: Served) -> None:
 
 def test_slow_clients_do_not_slow_a_healthy_one(folder: Path, endpoint: Served) -> None:
     asked = ("--clients", "1", "--seconds", "3", "--field", "num_samples=1")
-    alone = load(folder, endpoint.url, *asked)
     with slow_clients(endpoint.url):
         beside = load(folder, endpoint.url, *asked)
     assert set(beside["counts"]) == {"200"}
-    assert beside["p50_ms"]["200"] <= 2 * alone["p50_ms"]["200"]
-    assert beside["p99_ms"]["200"] <= 2 * alone["p99_ms"]["200"] + 20  # a busy machine's own p99
+    assert beside["p99_ms"]["200"] < 500  # a slow one's next byte is not waited for
 
 
 def test_clients_that_hang_up_free_their_place(endpoint: Served) -> None:
@@ -187,19 +185,22 @@ def test_clients_that_hang_up_free_their_place(endpoint: Served) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_three_times_the_load_it_can_carry(folder: Path) -> None:
-    settings = ("--set", "queue_samples=64")
-    many = ("--field", "num_samples=32")
-    with served("tiny", "--storage", "store", *settings, cwd=folder) as endpoint:
-        peak = load(folder, endpoint.url, "--clients", "4", "--seconds", str(repeats(4, 6)), *many)
+def test_more_load_than_it_can_carry(folder: Path) -> None:
+    """How much of its peak is answered then is a benchmark's: `make bench-endpoint`."""
+    clients, samples = 8, 32  # of which the queue holds two, and a batch one
+    many = ("--field", f"num_samples={samples}")
+    answered = 'aalnet_endpoint_requests_total{code="200",route="/v1/samples"}'
+    with served("tiny", "--storage", "store", "--set", "queue_samples=64", cwd=folder) as endpoint:
+        first = load(folder, endpoint.url, "--clients", "1", "--seconds", "2", *many)
+        assert set(first["counts"]) == {"200"}
         before_mib = endpoint.resident_mib()
-        rate = str(3 * peak["per_s"])
-        over = load(folder, endpoint.url, "--rate", rate, "--seconds", str(repeats(8, 15)), *many)
+        seconds = str(repeats(6, 15))
+        over = load(folder, endpoint.url, "--clients", str(clients), "--seconds", seconds, *many)
         assert set(over["counts"]) == {"200", "429"}
-        assert (
-            over["per_s"] >= 0.8 * peak["per_s"]
-        )  # 0.9 on a machine of its own: make bench-endpoint
-        assert over["p50_ms"]["429"] <= 50
+        assert over["p50_ms"]["429"] < over["p50_ms"]["200"] / 2  # who is refused does not wait
         assert endpoint.resident_mib() < before_mib + 100
         after = load(folder, endpoint.url, "--clients", "1", "--seconds", "2", *many)
         assert set(after["counts"]) == {"200"}
+        drawn = endpoint.metric("aalnet_endpoint_samples_total")
+        unread = drawn / samples - endpoint.metric(answered)  # of loads that had ended
+        assert 0 <= unread <= clients + 2
