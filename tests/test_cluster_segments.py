@@ -74,6 +74,25 @@ def test_segments_stay_few_where_removing_takes_longer_than_appending(tmp_path: 
     assert most <= 6 * segments.FAN_IN
 
 
+@pytest.mark.usefixtures("joined_early")
+def test_a_removal_that_fails_does_not_end_the_joining(tmp_path: Path) -> None:
+    class Once(FolderStore):
+        fails = True
+
+        def delete(self, key: str) -> None:
+            if self.fails and key.endswith("001.jsonl"):
+                self.fails = False
+                raise StoreError("no route to host")
+            super().delete(key)
+
+    log = SegmentedLog(Once(tmp_path), "log")
+    fill(log, 40)
+    assert text_of(SegmentedLog(FolderStore(tmp_path), "log")) == numbered(*range(40))
+    levels = [segment.level for key in FolderStore(tmp_path).keys()
+              if (segment := segments.Segment.parse(key))]  # fmt: skip
+    assert max(levels) == segments.LEVELS
+
+
 def test_a_gap_ends_what_is_read(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     fill(SegmentedLog(store, "log"), 3)

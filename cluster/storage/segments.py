@@ -147,10 +147,10 @@ class SegmentedLog:
                 self._store.create(key, bytes(text))
                 # And what a join before that was cut off has left.
                 held = [each for each in segments if each.level <= level and each.first < end]
-                with ThreadPoolExecutor(AT_ONCE) as removers:
-                    list(removers.map(self._store.delete, [each.key for each in held]))
                 for segment in held:
                     self._texts.pop(segment.first, None)
+                with ThreadPoolExecutor(AT_ONCE) as removers:
+                    list(removers.map(self._store.delete, [each.key for each in held]))
         except StoreError:  # nothing is lost: it is done again with the next
             self._singles += FAN_IN // 2
 

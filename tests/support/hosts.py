@@ -67,8 +67,8 @@ class Hosts:
 
         One after the other: hosts share /tmp/ray, and of two that start at once one finds no name.
         """
-        where = ["--head", "--port=6379", "--include-dashboard=false"]
-        where = where if host == 1 else [f"--address={HEAD}"]
+        head = ["--head", "--port=6379", "--include-dashboard=false"]
+        where = head if host == 1 else [f"--address={HEAD}"]
         with self._log(host).open("wb") as log:
             process = subprocess.Popen(
                 self.command(
