@@ -11,6 +11,7 @@ from PIL import Image
 from aalnet.errors import DataError
 from cluster.data.inspection import contact_sheet, inspect
 from cluster.data.pairs import Pairs
+from tests.support.packs import tree
 from tests.support.tiny_runs import (
     aalnet,
     encoded,
@@ -19,15 +20,6 @@ from tests.support.tiny_runs import (
     write_data,
     write_pairs,
 )
-
-
-def tree(folder: Path, count: int = 30) -> Path:
-    for i in range(count):
-        for side, seed in (("condition", 2 * i), ("target", 2 * i + 1)):
-            path = folder / "abc"[i % 3] / f"{i:03}.{side}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded(noise_picture(seed, 16)))
-    return folder
 
 
 def reasons(source: Path) -> list[str]:
@@ -39,7 +31,7 @@ def reasons(source: Path) -> list[str]:
 
 
 def test_pack_tells_what_it_did_and_goes_on(tmp_path: Path) -> None:
-    source = tree(tmp_path / "pics")
+    source = tree(tmp_path / "pics", 30)
     (source / "a" / "000.target.png").write_bytes(b"\x1b[31mbad")
     (source / "notes.txt").write_text("x")
     done = aalnet("data", "pack", "pics", "--out", "set", "--workers", "0", cwd=tmp_path)

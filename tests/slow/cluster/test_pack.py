@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from cluster.data.packer import PackOptions, pack
-from cluster.data.packing import pack_shard
 from cluster.data.shards import UNFINISHED
-from tests.commands.test_data import tree
+from tests.support.packs import packed, tree
 from tests.support.ray_cluster import RayCluster
 from tests.support.tiny_runs import aalnet
 
@@ -18,8 +16,7 @@ def test_pack_with_ray_gives_the_same_bytes(cluster: RayCluster, tmp_path: Path)
         "--address", cluster.address, cwd=tmp_path, environment=cluster.environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    asked = PackOptions(str(source), str(tmp_path / "other"), rows_per_shard=10)
-    pack(asked, lambda jobs: map(pack_shard, jobs), lambda *_: None)
+    packed(source, tmp_path / "other", rows_per_shard=10)
     files = [p for p in (tmp_path / "other").rglob("*") if p.is_file() and p.suffix == ".parquet"]
     assert len(files) >= 12
     for path in files:
