@@ -1,69 +1,108 @@
 """DDM, the data-driven module: trains D, and forms G's objective against the updated D.
 
 Article 2.4 and 3.3. MEM (mem.py) corrects G afterwards by its own gradient.
+
+Shapes: n conditions of this worker's slice, K samples of the prior, J images judged, P patches.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from aalnet import terms
 from aalnet.batch import Batch
+from aalnet.phases import Phase
 from aalnet.settings import ObjectiveSettings
 from aalnet.state import TrainState
 from aalnet.terms import Terms
+from aalnet.update import frozen
 
 ACCURACIES = ("discriminator_accuracy", "real_accuracy", "fake_accuracy")
 
 
-def judge(state: TrainState, batch: Batch, samples: Tensor) -> tuple[Tensor, Tensor]:
-    """D on the samples and on the target in one pass.
+@dataclass(frozen=True)
+class Draw:
+    """What G draws in a step: of one code of the proposal q, and of codes of the prior."""
 
-    samples [n, K, Cy, H, W] -> fake logits [n, K], real logit [n]
-    """
-    images = torch.cat([batch.target[:, None], samples], dim=1)
+    proposed: Tensor  # [n, 1, Cy, H, W]; [n, 0, ...] without a proposal
+    prior: Tensor  # [n, K, Cy, H, W], or as many as D judges, or none, by the phase
+    kl: Tensor | None  # [n], of q to the prior
+
+    def judged(self, objective: ObjectiveSettings) -> Tensor:
+        """What D sees beside the target: [n, J, Cy, H, W]."""
+        of_prior = self.prior[:, : objective.judged]
+        return torch.cat([self.proposed, of_prior], 1) if objective.judges_proposal else of_prior
+
+
+def draw(state: TrainState, batch: Batch, phase: Phase) -> Draw:
+    """One step's samples; the condition is encoded once for all of them."""
+    generator, objective = state.generator, state.objective
+    noise = batch.noise[:, 1 : 1 + _prior_samples(objective, phase)]
     with state.autocast():
-        logits = state.discriminator(batch.condition, images, batch.label)
-    return logits[:, 1:], logits[:, 0]
+        skips, summary = generator.encode(batch.condition)
+        prior = generator.prior(summary, generator.label(batch.label))
+        codes, kl = [prior.codes(noise)], None
+        if objective.proposal:
+            proposal = state.proposal(batch.condition, batch.target, batch.label)
+            codes, kl = [proposal.codes(batch.noise[:, :1]), *codes], proposal.kl(prior)
+        samples = generator.render(batch.condition, skips, batch.label, torch.cat(codes, dim=1))
+    proposed, of_prior = samples.tensor_split([1 if objective.proposal else 0], dim=1)
+    return Draw(proposed, of_prior, kl)
 
 
-def discriminator_terms(state: TrainState, batch: Batch, samples: Tensor) -> Terms:
-    """What D maximises, with samples detached from G (3.3); terms of weight 0 are left out."""
-    objective = state.settings.objective
-    fake, real = judge(state, batch, samples)
-    values = {
-        "separation": terms.separation(fake, real),
-        **accuracies(fake, real),
+def _prior_samples(objective: ObjectiveSettings, phase: Phase) -> int:
+    if phase.prior:
+        return objective.K
+    return min(objective.judged, objective.K) if phase.adversary else 0
+
+
+def judge(state: TrainState, batch: Batch, images: Tensor) -> Tensor:
+    """D on images [n, J, Cy, H, W] -> logits [n, J, P]"""
+    with state.autocast():
+        logits: Tensor = state.discriminator(batch.condition, images, batch.label)
+    return logits
+
+
+def discriminator_terms(state: TrainState, batch: Batch, samples: Tensor) -> tuple[Terms, Tensor]:
+    """What D maximises, with samples [n, J, ...] detached from G (3.3); terms of weight 0 are left
+    out. Besides, D's logits of the target [n, P], to which G's terms compare its samples."""
+    objective = state.objective
+    logits = judge(state, batch, torch.cat([batch.target[:, None], samples], dim=1))
+    real, fake = logits[:, 0], logits[:, 1:]
+    values = {"separation": terms.separation(fake, _reference(objective, real))}
+    if not objective.relativistic:
+        values["separation"] = values["separation"] + terms.separation(_zero(fake), real)
+    values |= {
+        "discriminator_accuracy": terms.accuracy(fake.detach(), real.detach()),
+        "real_accuracy": terms.real_accuracy(real.detach()),
+        "fake_accuracy": terms.fake_accuracy(fake.detach()),
     }
     if objective.eta * objective.offset_share:
         own, other = state.discriminator.encoder, state.generator.encoder
         distance = terms.offset(own.parameters(), other.parameters())
         values["discriminator_offset"] = distance.expand(len(real))
-    return values | smoothness_terms(state, batch, samples)
+    if objective.r1 and state.due(objective.r1_interval):
+        values["image_gradient"] = _image_gradient(state, batch, samples)
+    return values, real.detach()
 
 
-def accuracies(fake: Tensor, real: Tensor) -> Terms:
-    """How often D is right: by pairs, as its loss sees them, and on each side alone."""
-    fake, real = fake.detach(), real.detach()
-    return {
-        "discriminator_accuracy": terms.accuracy(fake, real),
-        "real_accuracy": terms.real_accuracy(real),
-        "fake_accuracy": terms.fake_accuracy(fake),
-    }
+def _reference(objective: ObjectiveSettings, real: Tensor) -> Tensor:
+    """What a sample's logits are compared with: the target's, or none (the classical GAN)."""
+    return real if objective.relativistic else _zero(real)
 
 
-def smoothness_terms(state: TrainState, batch: Batch, samples: Tensor) -> Terms:
-    """D's gradient penalty on the target and on one sample, due every `r1_interval` steps.
+def _zero(logits: Tensor) -> Tensor:
+    return torch.zeros_like(logits)
 
-    One sample stands for all K: they are alike in distribution, and cost 1/K of all.
-    """
-    objective = state.settings.objective
-    if not objective.r1 or not state.due(objective.r1_interval):
-        return {}
+
+def _image_gradient(state: TrainState, batch: Batch, samples: Tensor) -> Tensor:
+    """At the target and at one sample, which stands for all J at 1/J of the cost."""
     images = torch.stack([batch.target, samples[:, 0]], dim=1).requires_grad_()
     logits = state.discriminator(batch.condition, images, batch.label)
-    return {"image_gradient": terms.image_gradient(logits, images)}
+    return terms.image_gradient(logits, images)
 
 
 def discriminator_weights(objective: ObjectiveSettings) -> dict[str, float]:
@@ -76,28 +115,48 @@ def discriminator_weights(objective: ObjectiveSettings) -> dict[str, float]:
     }
 
 
-def generator_terms(
-    state: TrainState, batch: Batch, samples: Tensor, fake: Tensor, real: Tensor
-) -> Terms:
-    """G's own objective against the updated D (2.4, 3.3); terms of weight 0 are left out."""
-    objective = state.settings.objective
-    values = {"log_likelihood": terms.log_likelihood(samples, batch.target, objective.scale)}
-    if objective.lambda_:
-        values["realism"] = terms.realism(fake, real)
-    if objective.eta:
-        values["entropy"] = terms.entropy(samples, objective.scale)
-    if objective.eta * objective.offset_share:
-        own, other = state.generator.encoder, state.discriminator.encoder
-        values["offset"] = terms.offset(own.parameters(), other.parameters()).expand(len(real))
+def generator_terms(state: TrainState, batch: Batch, samples: Draw, phase: Phase) -> Terms:
+    """G's own objective without D (3.3): the likelihood by q's code, and by the prior's where they
+    work, with entropy; terms of weight 0 are left out."""
+    objective, density, values = state.objective, state.density, Terms()
+    if samples.kl is not None:
+        values["log_likelihood"] = terms.log_likelihood(samples.proposed, batch.target, density)
+        values["kl"] = samples.kl
+    if phase.prior:
+        values["prior_likelihood"] = terms.log_likelihood(samples.prior, batch.target, density)
+        if objective.eta:
+            values["entropy"] = terms.entropy(samples.prior, density)
     return values
 
 
-def generator_weights(objective: ObjectiveSettings) -> dict[str, float]:
-    """Weights by name of term, DDM's and MEM's."""
+def adversarial_terms(
+    state: TrainState, batch: Batch, samples: Draw, fake: Tensor, real: Tensor
+) -> Terms:
+    """G's terms against the updated D (2.4, 3.3): fake logits [n, J, P], real ones [n, P]."""
+    objective, values = state.objective, Terms()
+    if objective.lambda_:
+        values["realism"] = terms.realism(fake, _reference(objective, real))
+    if objective.eta * objective.offset_share:
+        own, other = state.generator.encoder, state.discriminator.encoder
+        values["offset"] = terms.offset(own.parameters(), other.parameters()).expand(len(real))
+    if objective.code_recovery:
+        with frozen(state.proposal), state.autocast():
+            read = state.proposal(batch.condition, samples.prior[:, 0], batch.label)
+        values["code_recovery"] = terms.code_recovery(batch.noise[:, 1], read.mean)
+    return values
+
+
+def generator_weights(state: TrainState) -> dict[str, float]:
+    """Weights by name of term, DDM's and MEM's; the KL's rises from 0 at the start of the run."""
+    objective = state.objective
+    rises_until = max(1.0, objective.kl_warmup * state.settings.run.images)
     return {
         "log_likelihood": 1.0,
-        "realism": objective.lambda_,
+        "kl": -objective.kl * min(1.0, state.images_seen / rises_until),
+        "prior_likelihood": 1.0,
         "entropy": objective.eta,
+        "realism": objective.lambda_,
         "offset": -objective.eta * objective.offset_share,
+        "code_recovery": -objective.code_recovery,
         "reward": objective.beta,
     }

@@ -1,4 +1,4 @@
-"""Settings of the model: networks, objective, baselines, optimizer."""
+"""Settings of the model: networks, objective, optimizer."""
 
 from __future__ import annotations
 
@@ -51,28 +51,31 @@ class NetworkSettings(Section):
 
 
 class ObjectiveSettings(Section):
-    """Weights of the AALNet objective (docs/objective.md). Each may be 0 on its own."""
+    """Weights and phases of the objective (docs/objective.md). Each weight may be 0 on its own.
+
+    Models other than aalnet fix some of them (aalnet/corners.py).
+    """
 
     K: Count = Field(
-        4,
-        description="samples drawn per condition in a step; more estimate likelihood and "
-        "entropy better, at nearly their multiple in time and memory",
+        2,
+        description="samples of the prior drawn per condition where entropy works; more estimate "
+        "likelihood and entropy better, each costs a pass of the decoder",
     )
     lambda_: Weight = Field(
-        0.3,
+        3.0,
         alias="lambda",
-        description="weight of realism, the adversarial term; raise it for sharper pictures, "
-        "lower it if training is unstable",
+        description="weight of realism, the adversarial term; raise it for more saturated, varied "
+        "pictures, lower it if training is unstable",
     )
     eta: Weight = Field(
-        0.3,
+        0.5,
         description="weight of entropy, the knob between diversity (higher) and likeness to the "
-        "target (lower)",
+        "target (lower); 0.5 is the one that is right in expectation",
     )
     beta: Weight = Field(
         0.1,
         description="weight of reward: samples that D finds better than their siblings become "
-        "likelier; 0 saves little time",
+        "likelier; works where judged >= 2",
     )
     gamma: Weight = Field(
         1e-6,
@@ -94,13 +97,61 @@ class ObjectiveSettings(Section):
         description="b, the width of the Laplace kernels, in units of the image range [-1, 1]; "
         "1/b is the L1 weight. Smaller: closer to the target",
     )
+    width: Annotated[float, Field(ge=1, le=1000)] = Field(
+        100.0,
+        description="w, by how much kernels of several samples are widened: 1 is the article's "
+        "mixture, where the nearest sample decides; wide lets each count",
+    )
+    proposal: bool = Field(
+        True,
+        description="estimate the likelihood by a code of q(z|x, c, y), learned beside G; off: by "
+        "samples of the prior alone, which learns far more slowly",
+    )
+    kl: Weight = Field(
+        0.02,
+        description="weight of the KL divergence of q to the prior; raise it if samples of the "
+        "prior are poor, lower it if all are alike",
+    )
+    kl_warmup: Share = Field(
+        0.15, description="first share of the run, in which kl rises from 0; more if runs go silent"
+    )
+    ignition_images: Annotated[int, Field(ge=0)] = Field(
+        2500,
+        description="first images, in which samples of the prior work too: it keeps networks from "
+        "going silent",
+    )
+    entropy_from: Share = Field(
+        0.7,
+        description="share of the run from which K samples of the prior work: likelihood, entropy "
+        "and density_flatness. 1: never after ignition",
+    )
+    adversary_from: Share = Field(
+        0.85,
+        description="share of the run from which D works: realism, reward, response and offset. "
+        "Earlier helps long runs only; 1: never",
+    )
+    judged: Count = Field(
+        1, description="samples of the prior that D judges per condition; reward needs 2 or more"
+    )
+    judges_proposal: bool = Field(
+        False, description="let D judge the sample of q's code too; the vae-gan always does"
+    )
+    relativistic: bool = Field(
+        True,
+        description="D compares samples with the target; off: it judges each alone, as a classical "
+        "GAN, and the gan and vae-gan always do",
+    )
+    code_recovery: Weight = Field(
+        0.5,
+        description="vae-gan: weight of reading a sample's code again from the sample (BicycleGAN)",
+    )
     r1: Weight = Field(
         0.5,
         description="weight of the discriminator's gradient penalty at real and generated "
         "images; raise it if D wins too soon",
     )
     r1_interval: Count = Field(
-        4, description="steps between two such penalties; 1 is steadiest and slowest"
+        16, description="steps between two such penalties; 1 is steadiest and slowest"
     )
     penalty_method: Literal["finite_difference", "exact"] = Field(
         "finite_difference",
@@ -119,24 +170,6 @@ class ObjectiveSettings(Section):
     )
 
 
-class BaselineSettings(Section):
-    """Weights of the two baselines, used only with `model: gan` or `model: vae`."""
-
-    l1: Weight = Field(
-        10.0,
-        description="gan: weight of the mean absolute difference; higher: closer to the target, "
-        "blurrier",
-    )
-    adversarial: Weight = Field(
-        1.0, description="gan: weight of the adversarial term; higher: sharper, less stable"
-    )
-    kl: Weight = Field(
-        0.02,
-        description="vae: weight of the KL divergence; raise it if samples from the prior are "
-        "poor, lower it if all are alike",
-    )
-
-
 class OptimizerSettings(Section):
     """How gradients become steps. Schedules count images, so workers do not move them."""
 
@@ -144,12 +177,12 @@ class OptimizerSettings(Section):
         "adam", description="optimizer of G and of D; sgd is for experiments"
     )
     lr: Positive = Field(
-        5e-4,
+        1e-3,
         description="learning rate after warm-up; lower it if a term is not finite or losses "
         "swing, raise it with the batch",
     )
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
+        0.5,
         description="adam: decay per step of the mean gradient, its momentum; 0 suits an "
         "adversary, 0.9 plain likelihood",
     )
@@ -173,7 +206,7 @@ class OptimizerSettings(Section):
         "for runs that are to go on",
     )
     clip_norm: Positive = Field(
-        5.0,
+        1.0,
         description="largest norm of the gradient summed over workers; larger ones are scaled "
         "to it. Lower it against jumps",
     )

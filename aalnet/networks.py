@@ -1,6 +1,6 @@
-"""Generator, Discriminator and the VAE's Posterior on one Encoder.
+"""Generator, Discriminator and Proposal on one Encoder.
 
-Shapes: N conditions, K samples per condition, J images judged per condition, C channels
+Shapes: N conditions, K samples per condition, J images judged per condition, P patches, C channels
 (Cx of a condition, Cy of a target), H W pixels, Z noise size, E embedding size. Images are
 float in [-1, 1] (a generator's output may leave that range a little; it has no tanh).
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aalnet.blocks import BLOCKS, SILU_GAIN, conv, linear
+from aalnet.gaussian import Gaussian
 from aalnet.settings import Settings
 
 SMALLEST_PX = 8  # the encoder halves the image until this size
@@ -121,8 +122,9 @@ class Generator(nn.Module):
     """G(x; theta_G): several targets for one condition.
 
     condition [N, Cx, H, W], label int64 [N], noise [N, K, Z] -> samples [N, K, Cy, H, W].
-    `encode` runs once per condition; noise and label enter in the decoder. The three stages
-    (`encode`, `modulate`, `decode`) are for callers that hold samples of many conditions at once.
+    `encode` runs once per condition. The learned prior p(z|x, c) makes codes of the noise; they and
+    the label enter in the decoder. The stages (`encode`, `prior`, `modulate`, `decode`) are for
+    callers that hold samples of many conditions at once.
     """
 
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
@@ -132,6 +134,7 @@ class Generator(nn.Module):
         self.stem = conv(spec.condition_channels, w0, 3)
         self.encoder = Encoder(arch)
         self.label = nn.Embedding(len(spec.labels), e)
+        self.moments = linear(arch.widths[-1] + e, 2 * arch.noise_size, gain=0)
         self.embed = nn.Sequential(
             linear(arch.noise_size + e, e), nn.SiLU(), linear(e, e, SILU_GAIN), nn.SiLU()
         )
@@ -148,25 +151,39 @@ class Generator(nn.Module):
 
     def forward(self, condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
         """condition [N, Cx, H, W], label [N], noise [N, K, Z] -> samples [N, K, Cy, H, W]."""
-        n, k, _ = noise.shape
-        skips = self.encode(condition)
+        skips, summary = self.encode(condition)
+        codes = self.prior(summary, self.label(label)).codes(noise)
+        return self.render(condition, skips, label, codes)
+
+    def encode(self, condition: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The condition's part of every decoder level, deepest first: [N, C, h, w] each; and its
+        summary [N, C], which the prior sees."""
+        features = self.encoder(self.stem(condition))
+        levels = zip(reversed(self.decoder), reversed(features), strict=True)
+        skips = [_level(level).skip(feature) for level, feature in levels]
+        return skips, F.silu(features[-1]).mean(dim=(2, 3))
+
+    def prior(self, summary: Tensor, label_embedding: Tensor) -> Gaussian:
+        """p(z|x, c), N(0, 1) at first.  summary [N, C], label_embedding [N, E] -> [N, Z]"""
+        moments = self.moments(torch.cat([summary, label_embedding], dim=1))
+        return Gaussian(*_full_precision(moments).chunk(2, dim=1))
+
+    def render(
+        self, condition: Tensor, skips: list[Tensor], label: Tensor, codes: Tensor
+    ) -> Tensor:
+        """codes [N, K, Z] -> samples [N, K, Cy, H, W]"""
+        n, k, _ = codes.shape
         label_embedding = self.label(label)[:, None].expand(n, k, -1)
-        modulations = self.modulate(noise.flatten(0, 1), label_embedding.flatten(0, 1))
+        modulations = self.modulate(codes.flatten(0, 1), label_embedding.flatten(0, 1))
         samples = self.decode(skips, modulations)
         samples = samples.view(n, k, *samples.shape[1:])
         if self.start is not None:
             samples = samples + self.start(condition)[:, None]
         return _full_precision(samples)
 
-    def encode(self, condition: Tensor) -> list[Tensor]:
-        """The condition's part of every decoder level, deepest first: [N, C, h, w] each."""
-        features = self.encoder(self.stem(condition))
-        levels = zip(reversed(self.decoder), reversed(features), strict=True)
-        return [_level(level).skip(feature) for level, feature in levels]
-
-    def modulate(self, noise: Tensor, label_embedding: Tensor) -> list[Tensor]:
-        """noise [M, Z], label_embedding [M, E] -> [M, 2C] for every decoder level, deepest first"""
-        embedding = self.embed(torch.cat([noise, label_embedding], dim=1))
+    def modulate(self, codes: Tensor, label_embedding: Tensor) -> list[Tensor]:
+        """codes [M, Z], label_embedding [M, E] -> [M, 2C] for every decoder level, deepest first"""
+        embedding = self.embed(torch.cat([codes, label_embedding], dim=1))
         return [_level(level).modulation(embedding) for level in reversed(self.decoder)]
 
     def decode(self, skips: list[Tensor], modulations: list[Tensor]) -> Tensor:
@@ -185,68 +202,69 @@ def _level(module: nn.Module) -> DecoderLevel:
 
 
 class _PairEncoder(nn.Module):
-    """Encoder over a condition and an image: the trunk of Discriminator and Posterior."""
+    """Encoder over a condition, an image and a label: the trunk of Discriminator and Proposal."""
 
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
         super().__init__()
         arch = architecture(settings)
+        e = arch.embedding_size
         self.stem_condition = conv(spec.condition_channels, arch.widths[0], 3)
         self.stem_image = conv(spec.target_channels, arch.widths[0], 3)
         self.encoder = Encoder(arch)
+        self.label = nn.Embedding(len(spec.labels), e)
         deepest_px = settings.data.size_px >> (len(arch.widths) - 1)
         self.head_px = min(deepest_px, HEAD_PX)
-        self.flat_size = arch.widths[-1] * self.head_px**2
-        self.embedding_size = arch.embedding_size
+        self.hidden = linear(arch.widths[-1] * self.head_px**2 + e, e, SILU_GAIN)
 
-    def pair_features(self, condition: Tensor, images: Tensor) -> Tensor:
-        """condition [N, Cx, H, W], images [N, J, Cy, H, W] -> [N*J, flat_size]"""
+    def pair(self, condition: Tensor, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """condition [N, Cx, H, W], images [N, J, Cy, H, W], label [N] -> the deepest features
+        [N*J, C, h, w] and the embedding of the whole [N*J, E], both after their SiLU"""
         judged = images.shape[1]
         h = self.stem_condition(condition).repeat_interleave(judged, dim=0)
-        h = self.encoder(h + self.stem_image(images.flatten(0, 1)))[-1]
-        return F.silu(F.avg_pool2d(h, h.shape[-1] // self.head_px)).flatten(1)
+        h = F.silu(self.encoder(h + self.stem_image(images.flatten(0, 1)))[-1])
+        flat = F.avg_pool2d(h, h.shape[-1] // self.head_px).flatten(1)
+        label_embedding = self.label(label).repeat_interleave(judged, dim=0)
+        return h, F.silu(self.hidden(torch.cat([flat, label_embedding], dim=1)))
 
 
 class Discriminator(_PairEncoder):
     """D(y given x; theta_D): does the image match the condition and label?
 
     condition [N, Cx, H, W], images [N, J, Cy, H, W] (or [N, Cy, H, W]), label int64 [N]
-    -> logits [N, J] (or [N]); `sigmoid(logit)` is the probability of a match.
+    -> logits [N, J, P] (or [N, P]), one for each patch, a position of the deepest features: the
+    logit of the whole image plus the patch's own. `sigmoid(logit)` is the probability of a match.
     """
 
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
         super().__init__(settings, spec)
-        e = self.embedding_size
-        self.label = nn.Embedding(len(spec.labels), e)
-        self.hidden = linear(self.flat_size + e, e, SILU_GAIN)
-        self.logit = linear(e, 1, SILU_GAIN)
+        arch = architecture(settings)
+        self.whole = linear(arch.embedding_size, 1, SILU_GAIN)
+        self.patch = conv(arch.widths[-1], 1, 1, SILU_GAIN)
 
     def forward(self, condition: Tensor, images: Tensor, label: Tensor) -> Tensor:
-        """images [N, Cy, H, W] -> logits [N]; images [N, K, Cy, H, W] -> logits [N, K]."""
+        """images [N, Cy, H, W] -> logits [N, P]; images [N, J, Cy, H, W] -> logits [N, J, P]."""
         if images.ndim == 4:
             return self.forward(condition, images[:, None], label)[:, 0]
-        n, judged = images.shape[:2]
-        label_embedding = self.label(label).repeat_interleave(judged, dim=0)
-        h = torch.cat([self.pair_features(condition, images), label_embedding], dim=1)
-        logits: Tensor = self.logit(F.silu(self.hidden(h))).view(n, judged)
-        return _full_precision(logits)
+        h, embedding = self.pair(condition, images, label)
+        logits = self.whole(embedding) + self.patch(h).flatten(1)
+        return _full_precision(logits.view(*images.shape[:2], -1))
 
 
-class Posterior(_PairEncoder):
-    """q(z given x, y) of the conditional VAE: a diagonal Gaussian.
+class Proposal(_PairEncoder):
+    """q(z given x, c, y): a diagonal Gaussian over the codes from which G would draw y.
 
-    condition [N, Cx, H, W], target [N, Cy, H, W] -> mean, log variance, each [N, Z]
+    condition [N, Cx, H, W], target [N, Cy, H, W], label int64 [N] -> mean, log std, each [N, Z]
     """
 
     def __init__(self, settings: Settings, spec: DataSpec) -> None:
         super().__init__(settings, spec)
-        self.hidden = linear(self.flat_size, self.embedding_size, SILU_GAIN)
-        self.moments = linear(self.embedding_size, 2 * settings.network.noise_size, SILU_GAIN)
+        arch = architecture(settings)
+        self.moments = linear(arch.embedding_size, 2 * arch.noise_size, SILU_GAIN)
 
-    def forward(self, condition: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Pairs of N images [N, C, H, W] -> mean and log variance of z, each [N, Z]."""
-        h = F.silu(self.hidden(self.pair_features(condition, target[:, None])))
-        mean, log_variance = _full_precision(self.moments(h)).chunk(2, dim=1)
-        return mean, log_variance
+    def forward(self, condition: Tensor, target: Tensor, label: Tensor) -> Gaussian:
+        """Pairs of N images [N, C, H, W] and labels [N] -> q, moments [N, Z]."""
+        _, embedding = self.pair(condition, target[:, None], label)
+        return Gaussian(*_full_precision(self.moments(embedding)).chunk(2, dim=1))
 
 
 def _full_precision(output: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from aalnet.model_settings import (
-    BaselineSettings,
     NetworkSettings,
     ObjectiveSettings,
     OptimizerSettings,
@@ -32,7 +31,6 @@ from aalnet.section import Section
 from aalnet.yaml_io import apply_overrides, read_mapping, validate
 
 __all__ = [
-    "BaselineSettings",
     "DataSettings",
     "EvaluationSettings",
     "FailureSettings",
@@ -53,11 +51,10 @@ __all__ = [
 class Settings(Section):
     """Everything that decides a run. `digest()` covers all but where and how long it runs."""
 
-    model: Literal["aalnet", "gan", "vae"] = "aalnet"
+    model: Literal["aalnet", "vae", "gan", "vae-gan"] = "aalnet"
     data: DataSettings = DataSettings()
     network: NetworkSettings = NetworkSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
-    baseline: BaselineSettings = BaselineSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     run: RunSettings = RunSettings()
@@ -79,6 +76,12 @@ class Settings(Section):
             raise ValueError(
                 f"network.widths must have at most {self.data.size_px.bit_length() - 2} levels "
                 f"at data.size_px {self.data.size_px}, got {len(widths)}"
+            )
+        objective = self.objective
+        if self.model == "aalnet" and not objective.proposal and objective.entropy_from:
+            raise ValueError(
+                "objective.entropy_from must be 0 where objective.proposal is false, got "
+                f"{objective.entropy_from}: until then nothing would train G"
             )
         if self.data.shift_px >= self.data.size_px // 2:
             raise ValueError(

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from aalnet.batch import Batch
+from aalnet.corners import objective_of
+from aalnet.density import Density
 from aalnet.errors import CheckpointError
-from aalnet.networks import DataSpec, Discriminator, Generator, Posterior
+from aalnet.networks import DataSpec, Discriminator, Generator, Proposal
+from aalnet.phases import Phase, phase_at, spans
 from aalnet.settings import OptimizerSettings, Settings
 
 ADAM_SLOTS = {"step", "exp_avg", "exp_avg_sq"}  # what it holds of each parameter
@@ -28,14 +31,16 @@ class TrainState:
         self.spec = spec
         self.device = device
         self.settings = settings
+        self.objective = objective_of(settings)
+        self.density = Density(self.objective.scale, self.objective.width)
         self.images_seen = 0
         self.steps = 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.run.seed)
             networks: dict[str, nn.Module] = {"generator": Generator(settings, spec)}
-            if settings.model == "vae":
-                networks["posterior"] = Posterior(settings, spec)
-            else:
+            if self.objective.proposal:
+                networks["proposal"] = Proposal(settings, spec)
+            if any(span.phase.adversary for span in spans(self.objective, settings.run.images)):
                 networks["discriminator"] = Discriminator(settings, spec)
         self.dtype = torch.float64 if settings.run.precision == "float64" else torch.float32
         layout = torch.channels_last if settings.run.channels_last else torch.contiguous_format
@@ -60,17 +65,22 @@ class TrainState:
 
     @property
     def discriminator(self) -> Discriminator:
-        """D; the vae has none."""
+        """D; there is none in a run without an adversary."""
         network = self.networks["discriminator"]
         assert isinstance(network, Discriminator)
         return network
 
     @property
-    def posterior(self) -> Posterior:
-        """q(z given x, y); the vae alone has it."""
-        network = self.networks["posterior"]
-        assert isinstance(network, Posterior)
+    def proposal(self) -> Proposal:
+        """q(z given x, c, y); there is none in a run without a proposal."""
+        network = self.networks["proposal"]
+        assert isinstance(network, Proposal)
         return network
+
+    @property
+    def phase(self) -> Phase:
+        """Which parts of the objective work in the next step."""
+        return phase_at(self.objective, self.settings.run.images, self.images_seen)
 
     def place(self, batch: Batch) -> Batch:
         """A batch in this state's device, type and memory layout."""

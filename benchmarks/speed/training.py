@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from aalnet.baselines import STEPS
 from aalnet.batch import ALONE, World
 from aalnet.settings import Settings, load_settings
 from aalnet.state import TrainState
+from aalnet.step import train_step
 from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
 from tests.support.machine import cores
@@ -50,7 +50,7 @@ class Trainer:
         """Do the step of this number, which decides what is due; the terms it logs."""
         self.state.steps = number
         batch = self.state.place(self.batches[number % len(self.batches)])
-        return STEPS[self.state.settings.model](self.state, batch, world)
+        return train_step(self.state, batch, world)
 
 
 def gloo_workers(work: Callable[..., None], workers: int, *arguments: object) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from aalnet.batch import Batch
+from aalnet.corners import objective_of
 from aalnet.settings import Settings
 from cluster.data.order import Chances, Order, augment, worker_slice
 from cluster.data.pairs import Pairs
@@ -28,7 +29,7 @@ class BatchMaker:
         labels = pairs.labels(pairs.label_names)
         self.pairs = pairs
         self.order = Order(labels, settings.run.seed, settings.data.balanced_labels)
-        noise_shape = (settings.objective.K, settings.network.noise_size)
+        noise_shape = (1 + objective_of(settings).K, settings.network.noise_size)
         self.chances = Chances(settings.data, settings.run.seed, noise_shape, pairs.channels[0])
         self.global_images = settings.data.batch_images
 

@@ -11,10 +11,10 @@ from contextlib import closing
 
 import torch
 
-from aalnet.baselines import STEPS
 from aalnet.errors import AalnetError, NonFiniteError
 from aalnet.settings import Settings
 from aalnet.state import TrainState
+from aalnet.step import train_step
 from aalnet.update import learning_rate
 from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
@@ -73,13 +73,13 @@ def _steps(
 ) -> bool:
     """Step to the end: True. False: a worker was asked to stop."""
     settings, size = state.settings, state.settings.data.batch_images
-    step, meter = STEPS[settings.model], Meter(settings.run.images)
+    meter = Meter(settings.run.images)
     wait_started_s = time.perf_counter()
     reading = read_batches(pairs, settings, state.images_seen, world.rank, world.size)
     with closing(reading) as batches:
         for batch in batches:
             started_s = time.perf_counter()
-            terms = step(state, state.place(batch), world)
+            terms = train_step(state, state.place(batch), world)
             done_s = time.perf_counter()
             meter.add(terms, size, step_s=done_s - started_s, data_s=started_s - wait_started_s)
             sums_s = world.take_sums_s()

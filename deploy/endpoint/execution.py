@@ -93,9 +93,11 @@ class InferenceModule(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`ModelInput` -> `ModelOutput`, as tensors."""
         generator, pixels = self.generator, from_pixels(condition)
-        skips = [skip[owner] for skip in generator.encode(pixels)]
-        modulations = generator.modulate(noise, generator.label(label))
-        samples = generator.decode(skips, modulations)
+        skips, summary = generator.encode(pixels)
+        label_embedding = generator.label(label)
+        codes = generator.prior(summary[owner], label_embedding).codes(noise[:, None])[:, 0]
+        modulations = generator.modulate(codes, label_embedding)
+        samples = generator.decode([skip[owner] for skip in skips], modulations)
         if generator.start is not None:
             samples = samples + generator.start(pixels)[owner]
         finite = samples.isfinite().flatten(1).all(1)

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aalnet.baselines import STEPS
 from aalnet.batch import ALONE, Batch, World
 from aalnet.networks import DataSpec
 from aalnet.sampling import noise_for
 from aalnet.settings import Settings, parse_settings
 from aalnet.state import TrainState
+from aalnet.step import train_step
 
 SPEC = DataSpec(labels=("a", "b"), condition_channels=1, target_channels=1)
 TINY = {"widths": [4, 8], "noise_size": 4, "embedding_size": 8}
 BATCH, K = 5, 3
 ALL_TERMS = {
-    "K": K, "offset_share": 0.5, "flatness": 1e-4, "gamma": 1e-4,
-    "penalty_interval": 2, "r1_interval": 2,
+    "K": K, "judged": 2, "offset_share": 0.5, "flatness": 1e-4, "gamma": 1e-4, "eta": 0.3,
+    "penalty_interval": 2, "r1_interval": 2, "entropy_from": 0.0, "adversary_from": 0.0,
 }  # fmt: skip
 OFF = {
     "lambda": 0.0, "eta": 0.0, "beta": 0.0, "gamma": 0.0, "flatness": 0.0, "offset_share": 0.0,
@@ -52,7 +52,7 @@ def new_state(settings: Settings, dtype: torch.dtype = torch.float32) -> TrainSt
 
 def global_batch(images_seen: int, dtype: torch.dtype = torch.float32, k: int = K) -> Batch:
     """White paper with a dark shape, as a function of the images seen."""
-    noise = noise_for(7, images_seen, BATCH, k, TINY["noise_size"])
+    noise = noise_for(7, images_seen, BATCH, 1 + k, TINY["noise_size"])
     coarse = noise_for(8, images_seen, BATCH, 2, 16).view(BATCH, 2, 4, 4)
     drawn = nn.functional.interpolate(coarse, scale_factor=8.0, mode="bilinear").clamp(-1, 1)
     label = torch.arange(BATCH) % 2
@@ -71,7 +71,7 @@ def train(state: TrainState, steps: int, world: World = ALONE, part: slice = sli
     dtype = next(state.generator.parameters()).dtype
     for _ in range(steps):
         batch = global_batch(state.images_seen, dtype)
-        STEPS[state.settings.model](state, part_of(batch, part), world)
+        train_step(state, part_of(batch, part), world)
 
 
 class Recorder:
