@@ -17,7 +17,8 @@ class Batch:
     """This worker's slice: n of `global_images` conditions.
 
     condition [n, Cx, H, W] and target [n, Cy, H, W] float in [-1, 1], or uint8 as they are read;
-    label int64 [n], noise [n, 1 + K, Z]: the proposal's, then the prior's. Losses are sums over the slice divided by `global_images`.
+    label int64 [n], noise [n, 1 + K, Z]: the proposal's, then the prior's. Losses are sums over
+    the slice divided by `global_images`.
     `condition_noise` [m, Cx, H, W] float waits for the conditions `noised` int64 [m]; `to` adds it.
     """
 

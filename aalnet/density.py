@@ -1,11 +1,11 @@
 """The density p_theta(y given x): K Laplace kernels around the samples, joined by their width.
 
-    log p(y|x) = w * log[ 1/K * sum_k exp(-d(y, mu_k) / (b w)) ]      (article 2.2; docs/objective.md)
+    log p(y|x) = w * log[ 1/K * sum_k exp(-d(y, mu_k) / (b w)) ]     (article 2.2, per pixel)
 
 `d` is the smooth mean absolute difference, b the `scale`, w the `width`. At w = 1 this is the
-article's mixture, in which the nearest sample decides. A wide kernel lets every sample count: in its
-limit log p(y|x) = -mean_k d(y, mu_k) / b, and with `entropy` at eta = 1/2 the two are the energy
-score, which is proper. Shapes: N conditions, K samples, C channels, H W pixels.
+article's mixture, in which the nearest sample decides. A wide kernel lets every sample count: in
+its limit log p(y|x) = -mean_k d(y, mu_k) / b, and with `entropy` at eta = 1/2 the two are the
+energy score, which is proper. Shapes: N conditions, K samples, C channels, H W pixels.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ class Phase:
 
     @property
     def name(self) -> str:
-        """For logs: `proposal`, `prior`, `adversary` or `prior+adversary`."""
+        """For logs: `proposal`, `prior`, `adversary` or `prior + adversary`."""
         parts = [name for name in ("prior", "adversary") if getattr(self, name)]
-        return "+".join(parts) or "proposal"
+        return " + ".join(parts) or "proposal"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ def phase_at(objective: ObjectiveSettings, run_images: int, images_seen: int) ->
     """The phase of the step that starts at `images_seen` of `run_images`."""
     entropy, adversary = starts(objective, run_images)
     ignites = images_seen < objective.ignition_images
-    return Phase(prior=ignites or images_seen >= entropy, adversary=images_seen >= adversary)
+    teaches = bool(objective.lambda_ or objective.beta or objective.gamma)  # G heeds D
+    return Phase(
+        prior=ignites or images_seen >= entropy,
+        adversary=teaches and images_seen >= adversary,
+    )
 
 
 def starts(objective: ObjectiveSettings, run_images: int) -> tuple[float, float]:

@@ -137,9 +137,10 @@ class RunSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where to train; auto: cuda where there is a GPU, else cpu"
     )
-    precision: Literal["float32", "bfloat16", "float64"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "float64"] = Field(
         "float32",
-        description="number format of a step; bfloat16 (autocast) is faster on recent GPUs, "
+        description="number format of a step. auto: bfloat16 (autocast, with channels_last) where "
+        "a short measurement at the start says that it is faster and agrees, else float32; "
         "float64 is slow and checks numbers",
     )
     channels_last: bool = Field(

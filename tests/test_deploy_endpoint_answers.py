@@ -33,16 +33,18 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_json_answer_holds_what_aalnet_sample_draws(store: FolderStore) -> None:
-    (answer,) = ask(store, form(num_samples=3, seed=7, format="json", label="b"))
+    asked = {"num_samples": 3, "seed": 7, "format": "json", "label": "b", "temperature": 1.5}
+    (answer,) = ask(store, form(**asked))
     assert answer.status_code == 200
     facts = answer.json()
+    assert facts["temperature"] == 1.5
     assert facts["execution"] == answer.headers["x-aalnet-execution"]
     assert (facts["model"], facts["label"], facts["seed"], facts["num_samples"]) == (
         "tiny", "b", 7, 3,
     )  # fmt: skip
     generator, settings = load_generator(find_checkpoint(store, "tiny"), torch.device("cpu"))
     pixels, _ = decode_image(png_of(), "image", 32)
-    noise = noise_for(7, 0, 1, 3, settings.network.noise_size)
+    noise = 1.5 * noise_for(7, 0, 1, 3, settings.network.noise_size)
     condition = from_uint8(pixels)[None]
     expected = to_uint8(draw(generator, condition, torch.tensor([1]), noise)[0])
     drawn = np.stack([np.array(picture) for picture in pictures(answer)])

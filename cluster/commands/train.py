@@ -11,7 +11,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from aalnet.corners import objective_of
 from aalnet.errors import CheckpointError
+from aalnet.phases import spans
 from aalnet.settings import RunSettings, Settings, load_settings
 from cluster.background import in_background
 from cluster.commands.options import Address, Set, Storage, with_workers
@@ -175,12 +177,22 @@ def print_plan(
         "workers": f"{where} on {placement.device}, {placement.where}",
         "images": f"{length.images:,} in batches of {data.batch_images}"
         + (f", going on from {resumed_images:,}" if resumed_images else ""),
+        "phases": phases_text(settings),
         "checkpoints": f"every {length.checkpoint_every_images:,} images; kept: {_kept(length)}",
         "storage": run.uri,
     }
     for name, text in lines.items():
         print(f"{name:>12}  {text}")
     sys.stdout.flush()
+
+
+def phases_text(settings: Settings) -> str:
+    """The run's phases with the images at which each begins."""
+    phases = spans(objective_of(settings), settings.run.images)
+    return ", ".join(
+        f"{span.phase.name} from {span.images_seen:,}" if span.images_seen else span.phase.name
+        for span in phases
+    )
 
 
 def _kept(length: RunSettings) -> str:

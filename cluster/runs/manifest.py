@@ -16,7 +16,7 @@ from typing import Any
 from aalnet.errors import CheckpointError
 from aalnet.networks import DataSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MOST_CHANNELS = 64  # of a picture; a network is made for as many as a manifest names
 LIMIT_BYTES = 4 * 2**20  # of a manifest; settings and figures take a few thousand
 BLOB_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}\.safetensors")

@@ -21,6 +21,7 @@ from cluster.data.reader import read_batches
 from cluster.runs.checkpoint import Checkpoint, checkpoints, newest_whole, restore
 from cluster.runs.run import Run
 from cluster.telemetry.meter import Meter
+from cluster.training.precision import resolved
 from cluster.training.recorder import Launch, Recorder, Report
 from cluster.training.world import ProcessWorld
 
@@ -44,6 +45,7 @@ def train(
     data = settings.data
     pairs = Pairs(data.train, data.size_px, data.memory_budget_mib, data.cache_gib)
     pairs.preload()
+    settings = resolved(settings, run, pairs, world, device)
     state = TrainState(settings, pairs.spec, device)
     warnings = _resume(run, state, world)
     recorder = Recorder(run, state, world, report, launch)

@@ -94,6 +94,7 @@ class Recorder:
             threads=torch.get_num_threads(),
             device=str(self._state.device),
             model=self._state.settings.model,
+            precision=self._state.settings.run.precision,
             **before,
             **(reason if "recovery_s" in before else {}),
         )

@@ -56,7 +56,9 @@ class EndpointClient:
         self.url = url.rstrip("/")
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
 
-    def sample(self, image: bytes, label: str, num_samples: int, seed: int) -> RemoteSamples:
+    def sample(
+        self, image: bytes, label: str, num_samples: int, seed: int, temperature: float = 1.0
+    ) -> RemoteSamples:
         """Draw samples for the bytes of an image file.
 
         Raises:
@@ -68,6 +70,7 @@ class EndpointClient:
             "label": label,
             "num_samples": num_samples,
             "seed": seed,
+            "temperature": temperature,
             "format": "json",
         }).encode()  # fmt: skip
         facts = self._call(body, uuid.uuid4().hex)

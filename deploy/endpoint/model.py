@@ -64,7 +64,12 @@ class LoadedModel:
         self.executor = executor
 
     def query(
-        self, condition: NDArray[np.uint8], label: str, num_samples: int, seed: int
+        self,
+        condition: NDArray[np.uint8],
+        label: str,
+        num_samples: int,
+        seed: int,
+        temperature: float = 1.0,
     ) -> SampleQuery:
         """A request for this model; the same noise as `aalnet sample` takes for one image.
 
@@ -76,6 +81,7 @@ class LoadedModel:
                 422, "label", "unknown label; GET /v1/model lists those the model knows"
             )
         noise = noise_for(seed, 0, 1, num_samples, self.noise_size)[0].numpy()
+        noise *= np.float32(temperature)
         return SampleQuery(condition, self.spec.labels.index(label), noise)
 
     def draw(self, queries: Sequence[SampleQuery]) -> list[ModelOutput]:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from deploy.endpoint.request_body import LARGEST_SEED
+from deploy.endpoint.request_body import HIGHEST_TEMPERATURE, LARGEST_SEED
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -83,6 +83,13 @@ def samples_body(max_samples: int) -> dict[str, Any]:
         "label": {"type": "string", "minLength": 1, "maxLength": 200},
         "num_samples": {"type": "integer", "minimum": 1, "maximum": max_samples, "default": 4},
         "seed": {"type": "integer", "minimum": 0, "maximum": LARGEST_SEED},
+        "temperature": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": HIGHEST_TEMPERATURE,
+            "default": 1,
+            "description": "spread of the noise: higher is more varied",
+        },
         "format": {"type": "string", "enum": ["png", "zip", "json"], "default": "png"},
     }
 
@@ -125,6 +132,7 @@ SAMPLES: dict[str, Any] = {
         "label": {"type": "string"},
         "seed": {"type": "integer"},
         "num_samples": {"type": "integer"},
+        "temperature": {"type": "number"},
         "size_px": {"type": "integer"},
         "resized_from": {
             "anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "null"}]

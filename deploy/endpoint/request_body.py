@@ -19,7 +19,9 @@ PART_NAME = re.compile(
 )
 BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^;\s"]{1,70}))', re.IGNORECASE)
 WHOLE_NUMBER = re.compile(r"[0-9]{1,19}")
+DECIMAL = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,400})?(?:[eE][+-]?[0-9]{1,3})?")
 NUMBERS = ("num_samples", "seed")
+HIGHEST_TEMPERATURE = 4.0  # noise is spread no wider: samples become arbitrary long before
 Format = Literal["png", "zip", "json"]
 
 
@@ -32,6 +34,7 @@ class SampleRequest(BaseModel):
     label: Annotated[str, Field(min_length=1, max_length=200)]
     num_samples: Annotated[int, Field(ge=1)] = 4
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] | None = None
+    temperature: Annotated[float, Field(gt=0, le=HIGHEST_TEMPERATURE)] = 1.0
     format: Format = "png"
 
 
@@ -94,6 +97,8 @@ def _multipart(boundary: bytes, body: bytes) -> dict[str, Any]:
     return values
 
 
-def _value(name: str, data: bytes) -> str | int:
+def _value(name: str, data: bytes) -> str | int | float:
     text = data.decode("utf-8", "replace")
+    if name == "temperature" and DECIMAL.fullmatch(text):
+        return float(text)
     return int(text) if name in NUMBERS and WHOLE_NUMBER.fullmatch(text) else text

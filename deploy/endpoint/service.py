@@ -79,7 +79,9 @@ class Service:
             arrival.end()
             loop = asyncio.get_running_loop()
             condition = await loop.run_in_executor(self._pool, decode_condition, *decoding)
-        query = model.query(condition, request.label, request.num_samples, seed)
+        query = model.query(
+            condition, request.label, request.num_samples, seed, request.temperature
+        )
         result = await self.batcher.draw(model, query, arrival)
         self.metrics.queue_seconds.observe(result.queue_s)
         self.metrics.model_seconds.observe(result.model_s)
@@ -92,6 +94,7 @@ class Service:
             "label": request.label,
             "seed": seed,
             "num_samples": request.num_samples,
+            "temperature": request.temperature,
             "size_px": model.size_px,
             "resized_from": list(original) if resized else None,
         }
