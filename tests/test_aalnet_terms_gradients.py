@@ -132,7 +132,7 @@ def test_a_penalty_alone_shrinks_the_norm_it_names(name: str, key: str, method: 
 
 
 def test_offset_pulls_both_encoders_together() -> None:
-    state, batch = tiny_state(eta=0.5, offset_share=1.0), tiny_batch()
+    state, batch = tiny_state(eta=0.5, offset_share=1.0, **{"lambda": 1.0}), tiny_batch()
     samples = ddm.draw(state, batch, ALL)
     d_terms, real = ddm.discriminator_terms(state, batch, samples.prior.detach())
     fake = ddm.judge(state, batch, samples.prior)
