@@ -97,6 +97,12 @@ def test_a_share_begins_at_the_first_image_that_reaches_it(run_images: int, shar
         assert [span.images_seen for span in spans(settings, run_images)] == [0, first]
 
 
+def test_a_share_of_1_is_never_reached() -> None:
+    for images in (999, 1000, 50_000):
+        assert phase_at(objective(0, 1.0, 1.0), 1000, images) == QUIET
+        assert phase_at(objective(0, 0.999, 1.0), 1000, images) == PRIOR
+
+
 @pytest.mark.parametrize(
     ("phase", "words"),
     [(QUIET, {"proposal"}), (PRIOR, {"prior"}), (ADVERSARY, {"adversary"}),
