@@ -29,6 +29,7 @@ class Draw:
 
     proposed: Tensor  # [n, 1, Cy, H, W]; [n, 0, ...] without a proposal
     prior: Tensor  # [n, K, Cy, H, W], or as many as D judges, or none, by the phase
+    codes: Tensor  # [n, K, Z], the prior's samples are drawn from them; without gradient
     kl: Tensor | None  # [n], of q to the prior
 
     def judged(self, objective: ObjectiveSettings) -> Tensor:
@@ -44,13 +45,14 @@ def draw(state: TrainState, batch: Batch, phase: Phase) -> Draw:
     with state.autocast():
         skips, summary = generator.encode(batch.condition)
         prior = generator.prior(summary, generator.label(batch.label))
-        codes, kl = [prior.codes(noise)], None
+        of_prior = prior.codes(noise)
+        codes, kl = [of_prior], None
         if objective.proposal:
             proposal = state.proposal(batch.condition, batch.target, batch.label)
-            codes, kl = [proposal.codes(batch.noise[:, :1]), *codes], proposal.kl(prior)
+            codes, kl = [proposal.codes(batch.noise[:, :1]), of_prior], proposal.kl(prior)
         samples = generator.render(batch.condition, skips, batch.label, torch.cat(codes, dim=1))
-    proposed, of_prior = samples.tensor_split([1 if objective.proposal else 0], dim=1)
-    return Draw(proposed, of_prior, kl)
+    proposed, drawn = samples.tensor_split([1 if objective.proposal else 0], dim=1)
+    return Draw(proposed, drawn, of_prior.detach(), kl)
 
 
 def _prior_samples(objective: ObjectiveSettings, phase: Phase) -> int:
@@ -142,7 +144,7 @@ def adversarial_terms(
     if objective.code_recovery:
         with frozen(state.proposal), state.autocast():
             read = state.proposal(batch.condition, samples.prior[:, 0], batch.label)
-        values["code_recovery"] = terms.code_recovery(batch.noise[:, 1], read.mean)
+        values["code_recovery"] = terms.code_recovery(samples.codes[:, 0], read.mean)
     return values
 
 

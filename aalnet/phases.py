@@ -42,6 +42,7 @@ class Span:
 
 def phase_at(objective: ObjectiveSettings, run_images: int, images_seen: int) -> Phase:
     """The phase of the step that starts at `images_seen` of `run_images`."""
+    images_seen = min(images_seen, run_images - 1)  # 1 is never, past the end too
     entropy, adversary = starts(objective, run_images)
     ignites = images_seen < objective.ignition_images
     teaches = bool(objective.lambda_ or objective.beta or objective.gamma)  # G heeds D

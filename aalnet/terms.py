@@ -138,12 +138,12 @@ def image_gradient(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().flatten(1).sum(dim=1)
 
 
-def code_recovery(noise: Tensor, mean: Tensor) -> Tensor:
+def code_recovery(codes: Tensor, mean: Tensor) -> Tensor:
     """Penalty mean |z - mean of q(z | x, c, G(x, c, z))|: can z be read off the sample? BicycleGAN.
 
-    noise [N, Z], mean [N, Z] -> [N]
+    codes [N, Z], mean [N, Z] -> [N]
     """
-    return (noise - mean).abs().mean(dim=1)
+    return (codes - mean).abs().mean(dim=1)
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

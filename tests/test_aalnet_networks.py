@@ -1,4 +1,4 @@
-"""Generator, discriminator and posterior: shapes, what depends on what, how they start."""
+"""Generator, discriminator and proposal: shapes, what depends on what, how they start."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from aalnet.blocks import BLOCKS
-from aalnet.networks import PRESETS, DataSpec, Discriminator, Generator, Posterior, architecture
-from aalnet.settings import Settings, parse_settings
-
-SPEC = DataSpec(labels=("a", "b", "c"), condition_channels=1, target_channels=3)
-N, K, Z = 2, 3, 4
-
-every_family = pytest.mark.parametrize("family", sorted(BLOCKS))
+from aalnet.networks import PRESETS, DataSpec, Discriminator, Generator, Proposal, architecture
+from aalnet.settings import parse_settings
+from tests.support.tiny_networks import SPEC, K, N, every_family, inputs, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +17,6 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
-
-
-def tiny(family: str = "resnet", size_px: int = 32, **network: object) -> Settings:
-    values = {"blocks": family, "widths": [4, 8], "noise_size": Z, "embedding_size": 8}
-    return parse_settings({"data": {"size_px": size_px}, "network": values | network})
-
-
-def inputs(size_px: int = 32, k: int = K) -> tuple[Tensor, Tensor, Tensor]:
-    condition = torch.rand(N, 1, size_px, size_px) * 2 - 1
-    return condition, torch.tensor([0, 2]), torch.randn(N, k, Z)
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 128, 256])
@@ -47,10 +33,10 @@ def test_shapes_of_every_preset(family: str, preset: str, size_px: int) -> None:
         samples = Generator(settings, SPEC)(condition, label, noise)
         assert samples.shape == (N, K, 3, size_px, size_px)
         discriminator = Discriminator(settings, SPEC)
-        assert discriminator(condition, samples, label).shape == (N, K)
-        assert discriminator(condition, target, label).shape == (N,)
-        mean, log_variance = Posterior(settings, SPEC)(condition, target)
-        assert mean.shape == log_variance.shape == (N, z)
+        assert discriminator(condition, samples, label).shape == (N, K, 8 * 8)
+        assert discriminator(condition, target, label).shape == (N, 8 * 8)
+        q = Proposal(settings, SPEC)(condition, target, label)
+        assert q.mean.shape == q.log_std.shape == (N, z)
 
 
 @pytest.mark.parametrize("size_px", [32, 64])
@@ -62,9 +48,9 @@ def test_numbers_of_a_tiny_one(family: str, size_px: int) -> None:
     logits = Discriminator(settings, SPEC)(condition, samples, label)
     assert samples.shape == (N, K, 3, size_px, size_px)
     assert samples.isfinite().all()
-    assert logits.shape == (N, K)
+    assert logits.shape == (N, K, (size_px // 2) ** 2)
     assert logits.isfinite().all()
-    assert logits.unique().numel() == N * K
+    assert logits.flatten(0, 1).unique(dim=0).shape[0] == N * K
 
 
 @pytest.mark.parametrize(
@@ -151,7 +137,7 @@ def test_the_judge_looks_at_condition_image_and_label(family: str) -> None:
         discriminator(condition, -images, label),
         discriminator(condition, images, torch.tensor([1, 0])),
     ):
-        assert (changed - logits).abs().amax(dim=1).min() > 1e-4
+        assert (changed - logits).abs().amax(dim=2).min() > 1e-4
 
 
 @every_family
@@ -164,13 +150,45 @@ def test_the_judge_takes_one_image_or_several(family: str) -> None:
         torch.testing.assert_close(discriminator(condition, images[:, j], label), several[:, j])
 
 
-def test_the_posterior_looks_at_condition_and_target() -> None:
-    posterior = Posterior(tiny(), SPEC)
-    condition, _, _ = inputs()
+@every_family
+def test_a_logit_is_that_of_the_whole_image_and_that_of_its_patch(family: str) -> None:
+    discriminator = Discriminator(tiny(family), SPEC)
+    condition, label, _ = inputs()
+    images = torch.rand(N, 1, 3, 32, 32) * 2 - 1
+    touched = images.clone()
+    touched[..., :4, :4] += 0.5
+
+    def logits(of: Tensor) -> Tensor:
+        maps: Tensor = discriminator(condition, of, label).view(N, 16, 16)
+        return maps
+
+    def change() -> Tensor:
+        return (logits(touched) - logits(images)).abs()
+
+    assert change()[:, -1, -1].min() > 1e-5, "by way of the whole image"
+    nn.init.zeros_(discriminator.whole.weight)
+    assert change()[:, 0, 0].min() > 1e-5
+    assert change()[:, -1, -1].max() < 1e-7, "a patch sees no more than its surroundings"
+    nn.init.zeros_(discriminator.patch.weight)
+    assert not logits(images).any()
+
+
+def test_the_proposal_looks_at_condition_target_and_label() -> None:
+    proposal = Proposal(tiny(), SPEC)
+    condition, label, _ = inputs()
     target = torch.rand(N, 3, 32, 32) * 2 - 1
-    moments = torch.cat(posterior(condition, target))
-    assert not torch.allclose(torch.cat(posterior(-condition, target)), moments, atol=1e-4)
-    assert not torch.allclose(torch.cat(posterior(condition, -target)), moments, atol=1e-4)
+
+    def moments(*given: Tensor) -> Tensor:
+        q = proposal(*given)
+        return torch.stack([q.mean, q.log_std])
+
+    own = moments(condition, target, label)
+    for changed in (
+        moments(-condition, target, label),
+        moments(condition, -target, label),
+        moments(condition, target, torch.tensor([1, 0])),
+    ):
+        assert (changed - own).abs().amax(dim=2).min() > 1e-4
 
 
 @every_family

@@ -10,14 +10,17 @@ from torch import Tensor, nn
 
 from aalnet import mem
 from aalnet.batch import ALONE, Batch
+from aalnet.density import Density
 from aalnet.penalties import OutputFunction, Parameters, squared_norm_gradient
-from aalnet.settings import Settings, parse_settings
+from aalnet.phases import Phase
+from aalnet.settings import ObjectiveSettings, parse_settings
 from tests.support.slow_terms import (
     SCALE,
     TOLERANCE,
     Nested,
     Number,
     any_k,
+    any_width,
     apart,
     both_types,
     call,
@@ -157,12 +160,12 @@ class ToyGenerator(nn.Module):
 
 
 class ToyDiscriminator(nn.Module):
-    """logit = sum of 0.8 * x * y + 0.3 * y^2 over the pixels."""
+    """Patches are rows; logit = sum of 0.8 * x * y + 0.3 * y^2 over a row's pixels."""
 
     def forward(self, condition: Tensor, images: Tensor, label: Tensor) -> Tensor:
         if images.ndim == 4:
             return self.forward(condition, images[:, None], label)[:, 0]
-        return (0.8 * condition[:, None] * images + 0.3 * images**2).sum(dim=(2, 3, 4))
+        return (0.8 * condition[:, None] * images + 0.3 * images**2).sum(dim=(2, 4))
 
 
 def slow_draw(theta: list[Number], x: Nested, noise: Nested) -> list[Nested]:
@@ -172,44 +175,53 @@ def slow_draw(theta: list[Number], x: Nested, noise: Nested) -> list[Nested]:
     ]  # fmt: skip
 
 
-def slow_logit(x: Nested, y: Nested) -> Number:
-    return sum(0.8 * p * q + 0.3 * q * q for p, q in zip(flat(x), flat(y), strict=True))
+def slow_logits(x: Nested, y: Nested) -> list[Number]:
+    logits = [0.8 * p * q + 0.3 * q * q for p, q in zip(flat(x), flat(y), strict=True)]
+    return [logits[0] + logits[1], logits[2] + logits[3]]  # of 2 x 2 pixels
 
 
-def toy_settings(k: int, **objective: object) -> Settings:
-    values = {"K": k, "scale": SCALE, "penalty_method": "exact", "penalty_interval": 3}
-    return parse_settings({"objective": values | {"flatness": 0, "gamma": 0} | objective})
+def toy_objective(k: int, width: float, **objective: object) -> ObjectiveSettings:
+    values = {
+        "K": k, "judged": k, "scale": SCALE, "width": width, "flatness": 0, "gamma": 0,
+        "penalty_method": "exact", "penalty_interval": 3,
+    }  # fmt: skip
+    return parse_settings({"objective": values | objective}).objective
 
 
 @both_types
+@any_width
 @any_k
 @pytest.mark.parametrize("name", ["density_flatness", "response"])
-def test_penalty_is_the_squared_gradient_norm(name: str, k: int, dtype: torch.dtype) -> None:
+def test_penalty_is_the_squared_gradient_norm(
+    name: str, k: int, width: float, dtype: torch.dtype
+) -> None:
     condition = uniform(N, 1, 2, 2, dtype=dtype, reach=1.0).detach()
     target = uniform(N, 1, 2, 2, dtype=dtype, seed=1, reach=1.0).detach()
-    noise = uniform(N, k, 2, dtype=dtype, seed=2, reach=2.0).detach()
+    noise = uniform(N, 1 + k, 2, dtype=dtype, seed=2, reach=2.0).detach()
     weight = 0.37
     key = {"density_flatness": "flatness", "response": "gamma"}[name]
     generator = ToyGenerator(dtype)
     state: Any = SimpleNamespace(
-        settings=toy_settings(k, **{key: weight}),
+        objective=toy_objective(k, width, **{key: weight}),
+        density=Density(SCALE, width),
         generator=generator,
         discriminator=ToyDiscriminator(),
     )
     batch = Batch(condition, target, torch.zeros(N, dtype=torch.int64), noise, N)
     generator.a.grad = torch.tensor(0.25, dtype=dtype)  # what DDM left there stays
-    measured = mem.add_penalty_gradients(state, batch, ALONE)
+    phase = Phase(prior=name == "density_flatness", adversary=name == "response")
+    measured = mem.add_penalty_gradients(state, batch, phase, ALONE)
 
     theta = [torch.tensor(v, dtype=torch.float64) for v in (0.9, 0.7, -0.4)]
     theta = [v.to(dtype).double().requires_grad_() for v in theta]
     total: Number = 0.0
     for x, y, z in zip(*(still(scalars(v)[0]) for v in (condition, target, noise)), strict=True):
-        samples = slow_draw(theta, x, z)
+        samples = slow_draw(theta, x, z[1:])  # the first is the proposal's
         if name == "density_flatness":
-            total = total + slow_summed_density(samples) / N
+            total = total + slow_summed_density(samples, width) / N
         else:
-            fake = [slow_logit(x, sample) for sample in samples]
-            total = total + slow_separation(fake, slow_logit(x, y)) / N
+            fake = [slow_logits(x, sample) for sample in samples]
+            total = total + slow_separation(fake, slow_logits(x, y)) / N
     if name == "density_flatness" and k == 1:
         norm, wanted = torch.zeros(()), [0.0, 0.0, 0.0]
     else:

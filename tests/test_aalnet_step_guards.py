@@ -5,15 +5,21 @@ import math
 import pytest
 import torch
 
-from aalnet.baselines import STEPS, train_step
-from aalnet.batch import ALONE, Batch
+from aalnet.batch import Batch
 from aalnet.errors import DataError, NonFiniteError
+from aalnet.step import train_step
 from aalnet.update import require_finite
 from tests.support.tiny_steps import OFF, global_batch, new_state, settings_of
 
 
 @pytest.mark.parametrize(
-    ("model", "first"), [("aalnet", "separation"), ("gan", "real_probability")]
+    ("model", "first"),
+    [
+        ("aalnet", "separation"),
+        ("gan", "separation"),
+        ("vae-gan", "separation"),
+        ("vae", "log_likelihood"),
+    ],
 )
 def test_a_nan_in_the_batch_stops_the_run(model: str, first: str) -> None:
     state = new_state(settings_of(model))
@@ -21,7 +27,7 @@ def test_a_nan_in_the_batch_stops_the_run(model: str, first: str) -> None:
     batch = global_batch(0)
     batch.target[2, 0, 5, 5] = math.nan
     with pytest.raises(NonFiniteError, match=rf"^`{first}` is nan at 1,234,565 images") as caught:
-        STEPS[model](state, batch, ALONE)
+        train_step(state, batch)
     assert "optimizer.lr" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert state.images_seen == 1_234_565
@@ -32,15 +38,16 @@ def test_a_nan_in_the_batch_stops_the_run(model: str, first: str) -> None:
     [
         ("aalnet", "generator", "separation"),
         ("aalnet", "discriminator", "separation"),
+        ("aalnet", "proposal", "log_likelihood"),
         ("vae", "generator", "log_likelihood"),
-        ("vae", "posterior", "log_likelihood"),
+        ("vae", "proposal", "log_likelihood"),
     ],
 )
 def test_a_nan_in_a_parameter_stops_the_run(model: str, network: str, first: str) -> None:
     state = new_state(settings_of(model))
     next(state.networks[network].parameters()).data[0] = math.nan
     with pytest.raises(NonFiniteError, match=rf"^`{first}` is nan at 0 images"):
-        STEPS[model](state, global_batch(0), ALONE)
+        train_step(state, global_batch(0))
 
 
 def test_the_first_of_several_is_named_and_all_are_listed() -> None:

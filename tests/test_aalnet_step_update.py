@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from aalnet.baselines import train_step
 from aalnet.batch import ALONE
 from aalnet.settings import OptimizerSettings, RunSettings
+from aalnet.step import train_step
 from aalnet.update import apply, backward, frozen, learning_rate
 from tests.support.tiny_steps import (
     BATCH,
@@ -27,27 +27,52 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before(clip: float, clipp
     samples = state.generator(batch.condition, batch.label, batch.noise)
     found = {"log_likelihood": -(samples - 0.1).square().sum(dim=(1, 2, 3, 4))}
     backward(found, {"log_likelihood": 1.0}, batch)
-    gradient = vector(
-        [torch.zeros_like(p) if p.grad is None else p.grad for p in state.generator.parameters()]
-    )
-    before = vector(list(state.generator.parameters()))
+    parameters = [*state.generator.parameters(), *state.proposal.parameters()]
+    gradient = vector([torch.zeros_like(p) if p.grad is None else p.grad for p in parameters])
+    before = vector(parameters)
     measured = apply(state, "generator", found, batch, ALONE)
-    step = before - vector(list(state.generator.parameters()))
+    step = before - vector(parameters)
     norm = gradient.norm().item()
     assert norm > 1e-3
     assert measured["generator_norm"].item() == pytest.approx(norm)
     assert measured["log_likelihood"].item() == pytest.approx(found["log_likelihood"].mean().item())
     wanted = 0.5 * gradient * (clip / norm if clipped else 1)
     assert apart(step, wanted) < 1e-9
-    assert all(p.grad is None for p in state.generator.parameters())
+    assert all(p.grad is None for p in parameters)
 
 
-def test_d_is_trained_by_its_own_terms_alone() -> None:
-    state = new_state(settings_of())
+@pytest.mark.parametrize("model", ["aalnet", "vae-gan"])
+def test_a_step_leaves_no_gradient_and_freezes_none_but_the_average(model: str) -> None:
+    state = new_state(settings_of(model))
     train_step(state, global_batch(0))
-    assert all(p.grad is None for p in state.discriminator.parameters())
-    assert all(p.requires_grad for p in state.discriminator.parameters())
+    for network in (state.generator, state.discriminator, state.proposal):
+        assert all(p.grad is None for p in network.parameters())
+        assert all(p.requires_grad for p in network.parameters())
     assert not any(p.requires_grad for p in state.ema.parameters())
+
+
+@pytest.mark.parametrize("model", ["aalnet", "vae-gan"])
+def test_d_is_trained_by_its_own_terms_alone(model: str) -> None:
+    """What G is taught, however loudly, moves D in the next step only."""
+    ends = []
+    for loud in (1.0, 1000.0):
+        objective = {"lambda": loud, "scale": 0.1 / loud, "offset_share": 0.0}
+        state = new_state(settings_of(model, objective=objective))
+        train_step(state, global_batch(0))
+        ends.append(state)
+    one, other = ([vector(list(end.networks[name].parameters())) for end in ends]
+                  for name in ("discriminator", "generator"))  # fmt: skip
+    assert torch.equal(*one)
+    assert not torch.equal(*other)
+
+
+def test_a_d_that_does_not_work_stays_as_it_is() -> None:
+    state = new_state(settings_of(objective={"adversary_from": 0.75}))
+    before = vector(list(state.discriminator.parameters()))
+    train(state, 15)
+    assert torch.equal(vector(list(state.discriminator.parameters())), before)
+    train(state, 1)
+    assert not torch.equal(vector(list(state.discriminator.parameters())), before)
 
 
 def test_frozen_gives_gradients_back_even_after_an_error() -> None:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from aalnet import terms
+from aalnet.density import Density
 from aalnet.errors import ConfigError
 from tests.support.slow_terms import (
     SCALE,
@@ -16,11 +18,13 @@ from tests.support.slow_terms import (
     Nested,
     Number,
     any_k,
+    any_width,
     apart,
     both_types,
     call,
     flat,
     scalars,
+    slow_code_recovery,
     slow_entropy,
     slow_log_likelihood,
     slow_realism,
@@ -32,6 +36,7 @@ from tests.support.slow_terms import (
 )
 
 N, C, PX = 2, 2, 3
+PATCHES = 3
 
 
 def assert_as_slow(
@@ -40,14 +45,19 @@ def assert_as_slow(
     inputs: Sequence[Tensor],
     *,
     trained: Sequence[int] = (0,),
+    width: float = 1.0,
 ) -> None:
-    """Values and gradients per condition; inputs not in `trained` must get no gradient."""
+    """Values and gradients per condition; inputs not in `trained` must get no gradient.
+
+    The logarithm of wide kernels is a small number times their width, which costs its value a
+    digit and its gradient none.
+    """
     tolerance = TOLERANCE[inputs[0].dtype]
     found = fast(*inputs)
     assert found.shape == (len(inputs[0]),)
     assert found.dtype == inputs[0].dtype
     values = [slow(*row) for row in zip(*(still(scalars(x)[0]) for x in inputs), strict=True)]
-    assert apart(found, values) <= tolerance
+    assert apart(found, values) <= tolerance * (10 if width > 1 else 1)
 
     weights = [1.0, -0.6][: len(found)]
     gradients: list[Tensor | None] = [None] * len(inputs)
@@ -73,19 +83,24 @@ def assert_as_slow(
 
 
 @both_types
+@any_width
 @any_k
-def test_log_likelihood_is_the_mixture_of_raw_samples(k: int, dtype: torch.dtype) -> None:
+def test_log_likelihood_is_the_mixture_of_raw_samples(
+    k: int, width: float, dtype: torch.dtype
+) -> None:
     samples = uniform(N, k, C, PX, PX, dtype=dtype)
     target = uniform(N, C, PX, PX, dtype=dtype, seed=1, reach=1.0)
     assert samples.abs().max() > 1.3
 
     def fast(samples: Tensor, target: Tensor) -> Tensor:
-        return terms.log_likelihood(samples, target, SCALE)
+        return terms.log_likelihood(samples, target, Density(SCALE, width))
 
-    assert_as_slow(fast, slow_log_likelihood, [samples, target], trained=(0, 1))
+    slow = partial(slow_log_likelihood, width=width)
+    assert_as_slow(fast, slow, [samples, target], trained=(0, 1), width=width)
 
 
 @both_types
+@any_width
 @any_k
 @pytest.mark.parametrize(
     ("fast", "slow"),
@@ -93,19 +108,21 @@ def test_log_likelihood_is_the_mixture_of_raw_samples(k: int, dtype: torch.dtype
     ids=["entropy", "summed_density"],
 )
 def test_pairwise_terms_see_clamped_samples(
-    fast: Callable[[Tensor, float], Tensor],
-    slow: Callable[[Nested], Number],
+    fast: Callable[[Tensor, Density], Tensor],
+    slow: Callable[..., Number],
     k: int,
+    width: float,
     dtype: torch.dtype,
 ) -> None:
     samples = uniform(N, k, C, PX, PX, dtype=dtype)
-    trained = (0,) if k > 1 else ()
-    assert_as_slow(lambda x: fast(x, SCALE), slow, [samples], trained=trained)
+    density, trained = Density(SCALE, width), (0,) if k > 1 else ()
+    slow_one = partial(slow, width=width)
+    assert_as_slow(lambda x: fast(x, density), slow_one, [samples], trained=trained, width=width)
 
 
 def test_entropy_has_no_say_beyond_the_clamp() -> None:
     samples = uniform(N, 4, C, PX, PX, dtype=torch.float64)
-    (gradient,) = torch.autograd.grad(terms.entropy(samples, SCALE).sum(), samples)
+    (gradient,) = torch.autograd.grad(terms.entropy(samples, Density(SCALE)).sum(), samples)
     outside = samples.abs() > 1
     assert outside.any()
     assert not gradient[outside].any()
@@ -113,15 +130,26 @@ def test_entropy_has_no_say_beyond_the_clamp() -> None:
 
 
 @both_types
+@any_width
 @any_k
-def test_reward_teaches_the_samples_and_not_the_judge(k: int, dtype: torch.dtype) -> None:
+def test_reward_teaches_the_samples_and_not_the_judge(
+    k: int, width: float, dtype: torch.dtype
+) -> None:
     samples = uniform(N, k, C, PX, PX, dtype=dtype)
-    fake, real = uniform(N, k, dtype=dtype, seed=2), uniform(N, dtype=dtype, seed=3)
+    fake, real = logits_of(k, dtype, reach=1.7)
 
     def fast(samples: Tensor, fake: Tensor, real: Tensor) -> Tensor:
-        return terms.reward(samples, fake, real, SCALE)
+        return terms.reward(samples, fake, real, Density(SCALE, width))
 
-    assert_as_slow(fast, slow_reward, [samples, fake, real], trained=(0,) if k > 1 else ())
+    slow = partial(slow_reward, width=width)
+    trained = (0,) if k > 1 else ()
+    assert_as_slow(fast, slow, [samples, fake, real], trained=trained, width=width)
+
+
+def logits_of(k: int, dtype: torch.dtype, reach: float) -> tuple[Tensor, Tensor]:
+    """D's logits of each patch of k samples [N, k, P], and of the target's [N, P]."""
+    fake = uniform(N, k, PATCHES, dtype=dtype, seed=2, reach=reach)
+    return fake, uniform(N, PATCHES, dtype=dtype, seed=3, reach=reach)
 
 
 @both_types
@@ -133,16 +161,21 @@ def test_reward_teaches_the_samples_and_not_the_judge(k: int, dtype: torch.dtype
 )
 def test_relativistic_terms(
     fast: Callable[[Tensor, Tensor], Tensor],
-    slow: Callable[[Nested, Number], Number],
+    slow: Callable[[Nested, Nested], Number],
     k: int,
     dtype: torch.dtype,
 ) -> None:
-    fake, real = uniform(N, k, dtype=dtype, reach=4), uniform(N, dtype=dtype, seed=1, reach=4)
-    assert_as_slow(fast, slow, [fake, real], trained=(0, 1))
+    assert_as_slow(fast, slow, logits_of(k, dtype, reach=4.0), trained=(0, 1))
+
+
+@both_types
+def test_code_recovery_is_the_mean_absolute_difference(dtype: torch.dtype) -> None:
+    code, read = uniform(N, 4, dtype=dtype), uniform(N, 4, dtype=dtype, seed=1)
+    assert_as_slow(terms.code_recovery, slow_code_recovery, [code, read], trained=(0, 1))
 
 
 def test_relativistic_terms_stay_finite_at_extreme_logits() -> None:
-    fake, real = torch.tensor([[500.0, -500.0]]), torch.tensor([0.0])
+    fake, real = torch.tensor([[[500.0], [-500.0]]]), torch.tensor([[0.0]])
     assert terms.realism(fake, real).item() == -250.0
     assert terms.separation(fake, real).item() == -250.0
 
@@ -150,7 +183,20 @@ def test_relativistic_terms_stay_finite_at_extreme_logits() -> None:
 def test_far_samples_do_not_underflow() -> None:
     samples, target = torch.full((1, 2, 1, 2, 2), 90.0), torch.full((1, 1, 2, 2), -90.0)
     wanted = -(math.sqrt(180.0**2 + SMOOTHING**2) - SMOOTHING) / 0.1
-    assert terms.log_likelihood(samples, target, 0.1).item() == pytest.approx(wanted, rel=1e-6)
+    for width in (1.0, 100.0):
+        found = terms.log_likelihood(samples, target, Density(0.1, width))
+        assert found.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_wide_kernels_with_half_the_entropy_are_the_energy_score() -> None:
+    """mean_k d(y, mu_k) - 1/2 mean_{j != k} d(mu_j, mu_k), as docs/objective.md promises."""
+    samples = uniform(N, 4, C, PX, PX, dtype=torch.float64, reach=1.0)
+    target = uniform(N, C, PX, PX, dtype=torch.float64, seed=1, reach=1.0)
+    wide = Density(SCALE, 1e6)
+    fair = terms.log_likelihood(samples, target, wide) + 0.5 * terms.entropy(samples, wide)
+    to_target = wide.distance(samples, target[:, None]).mean(dim=1)
+    among = wide.distance(samples[:, :, None], samples[:, None]).sum(dim=(1, 2)) / (4 * 3)
+    torch.testing.assert_close(fair, -(to_target - 0.5 * among) / SCALE, rtol=1e-5, atol=0)
 
 
 @both_types
@@ -183,7 +229,9 @@ def test_image_gradient_sums_the_images_of_a_condition_and_trains_the_judge(
 ) -> None:
     images = uniform(N, 3, C, PX, PX, dtype=dtype)
     weight = uniform(C, PX, PX, dtype=dtype, seed=1)
-    found = terms.image_gradient((weight * images).tanh().sum(dim=(2, 3, 4)), images)
+    score = (weight * images).tanh().sum(dim=(2, 3, 4))
+    logits = torch.stack([0.25 * score, 1.75 * score], dim=2)  # patches; `score` is their mean
+    found = terms.image_gradient(logits, images)
     (gradient,) = torch.autograd.grad(found.sum(), weight)
     numbers, leaves = scalars(weight)
     rows = []
@@ -200,34 +248,6 @@ def test_image_gradient_sums_the_images_of_a_condition_and_trains_the_judge(
     assert apart(gradient, wanted) <= TOLERANCE[dtype]
 
 
-def normal_density(x: float, mean: float, variance: float) -> float:
-    return math.exp(-((x - mean) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
-
-
-@both_types
-def test_kl_divergence_is_the_integral_of_q_log_q_over_p(dtype: torch.dtype) -> None:
-    mean = uniform(N, 3, dtype=dtype, reach=2)
-    log_variance = uniform(N, 3, dtype=dtype, seed=1)
-    found = terms.kl_divergence(mean, log_variance)
-    wanted = []
-    for means, logs in zip(mean.tolist(), log_variance.tolist(), strict=True):
-        total = 0.0
-        for m, log_v in zip(means, logs, strict=True):
-            variance = math.exp(log_v)
-            reach, count = 12 * math.sqrt(variance), 4000
-            width = 2 * reach / count
-            for x in (m - reach + i * width for i in range(count + 1)):
-                q = normal_density(x, m, variance)
-                log_ratio = 0.5 * (x * x - (x - m) ** 2 / variance - log_v)
-                total += width * q * log_ratio
-        wanted.append(total)
-    assert apart(found, wanted) <= TOLERANCE[dtype]
-    by_mean, by_log = torch.autograd.grad(found.sum(), [mean, log_variance])
-    assert apart(by_mean, flat(mean.tolist())) <= TOLERANCE[dtype]
-    halves = [(math.exp(x) - 1) / 2 for x in flat(log_variance.tolist())]
-    assert apart(by_log, halves) <= TOLERANCE[dtype]
-
-
 def test_weights_are_applied_by_name_and_every_term_needs_one() -> None:
     found = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([10.0, 20.0])}
     assert terms.weighted_sum(found, {"b": -0.5, "a": 2.0, "c": 7.0}).item() == -9.0
@@ -235,11 +255,13 @@ def test_weights_are_applied_by_name_and_every_term_needs_one() -> None:
         terms.weighted_sum(found, {"a": 1.0})
 
 
-def test_accuracy_counts_samples_below_the_target() -> None:
-    fake, real = torch.tensor([[0.0, 2.0, 1.0, -1.0]]), torch.tensor([1.0])
+def test_accuracy_counts_patches_of_samples_below_those_of_the_target() -> None:
+    fake, real = torch.tensor([[[0.0, 2.0], [1.0, -1.0], [9.0, 9.0]]]), torch.tensor([[1.0, 3.0]])
     assert terms.accuracy(fake, real).tolist() == [0.5]
 
 
 def test_accuracy_on_each_side_is_by_the_sign_of_the_logit() -> None:
-    assert terms.real_accuracy(torch.tensor([2.0, -1.0, 0.0])).tolist() == [1.0, 0.0, 0.0]
-    assert terms.fake_accuracy(torch.tensor([[-1.0, 2.0], [-3.0, -4.0]])).tolist() == [0.5, 1.0]
+    real = torch.tensor([[2.0, 1.0], [-1.0, 3.0], [0.0, 0.0]])
+    assert terms.real_accuracy(real).tolist() == [1.0, 0.5, 0.0]
+    fake = torch.tensor([[[-1.0, 2.0], [-2.0, 0.0]], [[-3.0, -4.0], [-5.0, -6.0]]])
+    assert terms.fake_accuracy(fake).tolist() == [0.5, 1.0]

@@ -9,35 +9,41 @@ from torch import Tensor, nn
 
 from aalnet import ddm, mem, terms
 from aalnet.batch import ALONE, Batch
-from aalnet.density import log_density, pairwise_distances
+from aalnet.density import Density
+from aalnet.phases import Phase
 from aalnet.settings import parse_settings
 from aalnet.state import TrainState
 from tests.support.slow_terms import SCALE, uniform
 from tests.support.tiny_steps import SPEC, TINY
 
+DENSITY = Density(SCALE)
+ALL = Phase(prior=True, adversary=True)
 
-def tiny_state(**objective: object) -> TrainState:
+
+def tiny_state(model: str = "aalnet", **objective: object) -> TrainState:
     off = {"lambda": 0.0, "eta": 0.0, "beta": 0.0, "gamma": 0.0, "flatness": 0.0, "r1": 0.0}
-    values = {"network": TINY, "objective": off | objective}
+    kept = {"K": 4, "judged": 4, "scale": SCALE, "width": 1.0}
+    values = {"model": model, "network": TINY, "objective": off | kept | objective}
     return TrainState(parse_settings(values), SPEC, torch.device("cpu"))
 
 
 def tiny_batch(k: int = 4) -> Batch:
     """Grey shapes well inside [-1, 1], where no clamp acts."""
     generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(3, k, 4, generator=generator)
+    noise = torch.randn(3, 1 + k, 4, generator=generator)
     coarse = 0.4 * torch.rand(2, 3, 1, 8, 8, generator=generator) - 0.2
     condition, target = (nn.functional.interpolate(x, scale_factor=4.0) for x in coarse)
     return Batch(condition, target, torch.tensor([0, 1, 0]), noise, 3)
 
 
 def draw(state: TrainState, batch: Batch) -> Tensor:
-    samples: Tensor = state.generator(batch.condition, batch.label, batch.noise)
+    samples: Tensor = state.generator(batch.condition, batch.label, batch.noise[:, 1:])
     return samples
 
 
 def spread(samples: Tensor) -> float:
-    return pairwise_distances(samples.detach(), samples.detach()).mean().item()
+    samples = samples.detach()
+    return DENSITY.distance(samples[:, :, None], samples[:, None]).mean().item()
 
 
 def ascend(value: Tensor, parameters: Sequence[Tensor], rate: float) -> None:
@@ -52,13 +58,13 @@ def test_entropy_drives_samples_apart_and_no_further_than_the_clamp() -> None:
     samples = uniform(1, 4, 1, 4, 4, dtype=torch.float32, reach=0.1)
     before = [spread(samples)]
     for _ in range(40):
-        ascend(terms.entropy(samples, SCALE).sum(), [samples], 0.2)
+        ascend(terms.entropy(samples, DENSITY).sum(), [samples], 0.2)
         before.append(spread(samples))
     assert all(later >= earlier - 1e-3 for earlier, later in itertools.pairwise(before))
     assert before[-1] > 10 * before[0]
     ends = samples.detach().clone()
     for _ in range(300):
-        ascend(terms.entropy(samples, SCALE).sum(), [samples], 0.2)
+        ascend(terms.entropy(samples, DENSITY).sum(), [samples], 0.2)
     assert ends.abs().max() < 1.5
     assert samples.abs().max() < 1.5
 
@@ -67,7 +73,7 @@ def test_entropy_drives_the_generators_samples_apart() -> None:
     state, batch = tiny_state(), tiny_batch()
     before = spread(draw(state, batch))
     for _ in range(10):
-        value = terms.entropy(draw(state, batch), SCALE).mean()
+        value = terms.entropy(draw(state, batch), DENSITY).mean()
         ascend(value, list(state.generator.parameters()), 0.02)
     assert spread(draw(state, batch)) > 1.5 * before
 
@@ -75,21 +81,21 @@ def test_entropy_drives_the_generators_samples_apart() -> None:
 def test_reward_makes_better_scored_samples_likelier_than_worse_ones() -> None:
     samples = uniform(1, 4, 1, 4, 4, dtype=torch.float64, reach=0.5)
     points = samples.detach().clone()
-    fake, real = torch.tensor([[3.0, -1.0, 0.5, -3.0]]), torch.tensor([0.0])
+    fake, real = torch.tensor([[[3.0], [-1.0], [0.5], [-3.0]]]), torch.tensor([[0.0]])
 
     def advantage_of_the_best() -> float:
-        log_p = log_density(pairwise_distances(points, samples.detach()), SCALE)[0]
+        log_p = DENSITY.log(points, samples.detach())[0]
         return (log_p[0] - log_p[3]).item()
 
     before = advantage_of_the_best()
     for _ in range(5):
-        ascend(terms.reward(samples, fake, real, SCALE).sum(), [samples], 1.0)
+        ascend(terms.reward(samples, fake, real, DENSITY).sum(), [samples], 1.0)
     assert advantage_of_the_best() > before + 0.05
 
 
 def test_reward_of_equal_scores_is_no_reward() -> None:
     samples = uniform(1, 3, 1, 4, 4, dtype=torch.float64)
-    value = terms.reward(samples, torch.full((1, 3), 0.7), torch.zeros(1), SCALE)
+    value = terms.reward(samples, torch.full((1, 3, 2), 0.7), torch.zeros(1, 2), DENSITY)
     (gradient,) = torch.autograd.grad(value.sum(), samples)
     assert gradient.abs().max() < 1e-7
 
@@ -98,7 +104,8 @@ def test_realism_raises_the_judges_score_of_samples() -> None:
     state, batch = tiny_state(**{"lambda": 1.0}), tiny_batch()
     judged = []
     for _ in range(10):
-        fake, real = ddm.judge(state, batch, draw(state, batch))
+        fake = ddm.judge(state, batch, draw(state, batch))
+        real = ddm.judge(state, batch, batch.target[:, None])[:, 0]
         judged.append((fake - real[:, None]).mean().item())
         ascend(terms.realism(fake, real).mean(), list(state.generator.parameters()), 0.05)
     assert all(later > earlier for earlier, later in itertools.pairwise(judged))
@@ -111,7 +118,7 @@ def test_a_penalty_alone_shrinks_the_norm_it_names(name: str, key: str, method: 
     batch = tiny_batch()
     norms = []
     for _ in range(6):
-        measured = mem.add_penalty_gradients(state, batch, ALONE)
+        measured = mem.add_penalty_gradients(state, batch, ALL, ALONE)
         assert measured.keys() == {name}
         norms.append(measured[name].item())
         parameters = list(state.generator.parameters())
@@ -125,25 +132,25 @@ def test_a_penalty_alone_shrinks_the_norm_it_names(name: str, key: str, method: 
 
 
 def test_offset_pulls_both_encoders_together() -> None:
-    state, batch = tiny_state(eta=0.5, offset_share=1.0), tiny_batch()
-    objective = state.settings.objective
-    samples = draw(state, batch)
-    fake, real = ddm.judge(state, batch, samples)
+    state, batch = tiny_state(eta=0.5, offset_share=1.0, **{"lambda": 1.0}), tiny_batch()
+    samples = ddm.draw(state, batch, ALL)
+    d_terms, real = ddm.discriminator_terms(state, batch, samples.prior.detach())
+    fake = ddm.judge(state, batch, samples.prior)
     sides = {
         "generator": (
-            ddm.generator_terms(state, batch, samples, fake, real)["offset"],
-            ddm.generator_weights(objective)["offset"],
+            ddm.adversarial_terms(state, batch, samples, fake, real)["offset"],
+            ddm.generator_weights(state)["offset"],
         ),
         "discriminator": (
-            ddm.discriminator_terms(state, batch, samples.detach())["discriminator_offset"],
-            ddm.discriminator_weights(objective)["discriminator_offset"],
+            d_terms["discriminator_offset"],
+            ddm.discriminator_weights(state.objective)["discriminator_offset"],
         ),
     }
     for side, (value, weight) in sides.items():
         assert value.shape == (3,)
         assert weight == -0.5
         own = state.networks[side]
-        (other,) = (net for name, net in state.networks.items() if name != side)
+        other = state.networks["discriminator" if side == "generator" else "generator"]
         names = [name for name, _ in own.named_parameters()]
         gradients = torch.autograd.grad(
             weight * value.mean(),
@@ -159,6 +166,23 @@ def test_offset_pulls_both_encoders_together() -> None:
                 if gradient is not None:
                     parameter += 10.0 * gradient
         assert encoders_apart(state) < apart_before
+
+
+def test_a_code_read_from_a_sample_teaches_the_generator_and_not_the_reader() -> None:
+    state, batch = tiny_state("vae-gan", code_recovery=1.0), tiny_batch()
+    values = []
+    for _ in range(8):
+        samples = ddm.draw(state, batch, ALL)
+        found = ddm.adversarial_terms(state, batch, samples, torch.empty(0), torch.empty(0))
+        assert found.keys() == {"code_recovery"}
+        value = found["code_recovery"].mean()
+        values.append(value.item())
+        reader = list(state.proposal.parameters())
+        readers = torch.autograd.grad(value, reader, retain_graph=True, allow_unused=True)
+        assert all(gradient is None or not gradient.any() for gradient in readers)
+        assert all(parameter.requires_grad for parameter in reader)
+        ascend(-value, list(state.generator.parameters()), 0.05)
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def encoders_apart(state: TrainState) -> float:

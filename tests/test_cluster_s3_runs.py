@@ -68,7 +68,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
 
     def install(number: int, act: Callable[[], None]) -> list[float]:
         times: list[float] = []
-        step = cluster.training.loop.STEPS["aalnet"]
+        step = cluster.training.loop.train_step
 
         def counted(*arguments: Any) -> Any:
             terms = step(*arguments)
@@ -77,7 +77,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
                 act()
             return terms
 
-        monkeypatch.setattr(cluster.training.loop, "STEPS", {"aalnet": counted})
+        monkeypatch.setattr(cluster.training.loop, "train_step", counted)
         return times
 
     return install

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from aalnet.baselines import STEPS
-from aalnet.batch import ALONE
 from aalnet.settings import parse_settings
 from aalnet.state import TrainState
+from aalnet.step import train_step
 from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
 from cluster.runs.checkpoint import checkpoints, load_generator, restore, save
@@ -83,7 +82,7 @@ def test_a_restored_state_goes_on_as_the_first_one_does(data: Path, tmp_path: Pa
     pairs = Pairs(before.settings.data.train, 32)
     for state in (before, after):
         for batch in read_batches(pairs, state.settings, state.images_seen, 0, 1):
-            STEPS["aalnet"](state, state.place(batch), ALONE)
+            train_step(state, state.place(batch))
     assert before.steps == 8
     assert all(
         torch.equal(value, flat_tensors(after)[name])

@@ -18,9 +18,9 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from aalnet.baselines import STEPS
 from aalnet.settings import load_settings, parse_settings
 from aalnet.state import TrainState
+from aalnet.step import train_step
 from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
 from cluster.training.world import current_world
@@ -42,7 +42,7 @@ def work(config: dict[str, Any]) -> None:
     batches = read_batches(pairs, settings, state.images_seen, world.rank, world.size)
     for batch in batches:
         started_s = time.perf_counter()
-        STEPS[settings.model](state, state.place(batch), world)
+        train_step(state, state.place(batch), world)
         if world.rank == 0:
             _note(Path(config["progress"]), state.images_seen, time.perf_counter() - started_s)
         if state.images_seen % config["every_images"] == 0:

@@ -124,15 +124,13 @@ def put_trace(path: Path) -> None:
     def note(kind: str, images: int) -> None:
         os.write(file, f"{kind} {images} {time.monotonic():.6f}\n".encode())
 
-    def traced(step: Callable[..., Any]) -> Callable[..., Any]:
-        def call(state: Any, *rest: Any) -> Any:
-            terms = step(state, *rest)
-            note(STEP, state.images_seen)
-            return terms
-
-        return call
-
+    step = cluster.training.loop.train_step
     save, write = cluster.runs.saver.Saver.save, cluster.runs.checkpoint.write
+
+    def traced_step(state: Any, *rest: Any) -> Any:
+        terms = step(state, *rest)
+        note(STEP, state.images_seen)
+        return terms
 
     def traced_save(saver: Any, state: Any, figures: Any) -> None:
         note(BEGIN, state.images_seen)
@@ -143,9 +141,7 @@ def put_trace(path: Path) -> None:
         note(DONE, taken.images_seen)
         return manifest
 
-    cluster.training.loop.STEPS = {
-        name: traced(step) for name, step in cluster.training.loop.STEPS.items()
-    }  # type: ignore[assignment]
+    cluster.training.loop.train_step = traced_step
     cluster.runs.saver.Saver.save = traced_save  # type: ignore[method-assign]
     cluster.runs.checkpoint.write = traced_write
 

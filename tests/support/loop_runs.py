@@ -90,11 +90,11 @@ def break_batch(
 
 def before_step(monkeypatch: pytest.MonkeyPatch, position: int, do: Callable[[], object]) -> None:
     """Do something before the step at a position of the run; batches are read further ahead."""
-    whole = loop.STEPS["aalnet"]
+    whole = loop.train_step
 
     def step(state: TrainState, batch: Batch, world: ProcessWorld) -> Any:
         if state.images_seen == position:
             do()
         return whole(state, batch, world)
 
-    monkeypatch.setitem(loop.STEPS, "aalnet", step)
+    monkeypatch.setattr(loop, "train_step", step)

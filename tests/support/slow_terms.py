@@ -7,7 +7,7 @@ float64 numbers for gradients.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ Nested = list[Any]
 
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 any_k = pytest.mark.parametrize("k", [1, 2, 4])
+any_width = pytest.mark.parametrize("width", [1.0, 100.0])  # of the kernels
 
 
 def uniform(*shape: int, dtype: torch.dtype, seed: int = 0, reach: float = 1.7) -> Tensor:
@@ -72,10 +73,11 @@ def slow_distance(a: Nested, b: Nested) -> Number:
     return sum(roots) / len(roots) - SMOOTHING
 
 
-def slow_density(point: Nested, centres: list[Nested]) -> Number:
-    """Mean of the kernels that stand on the centres, at a point."""
-    kernels = [call("exp", slow_distance(point, centre) / -SCALE) for centre in centres]
-    return sum(kernels) / len(centres)
+def slow_log_density(point: Nested, centres: list[Nested], width: float) -> Number:
+    """Logarithm of the mean of the widened kernels on the centres, times their width."""
+    reach = SCALE * width
+    kernels = [call("exp", slow_distance(point, centre) / -reach) for centre in centres]
+    return width * call("log", sum(kernels) / len(centres))
 
 
 def slow_sigmoid(x: Number) -> Number:
@@ -83,51 +85,69 @@ def slow_sigmoid(x: Number) -> Number:
     return 1 / (1 + call("exp", -x))
 
 
-def slow_log_likelihood(samples: Nested, target: Nested) -> Number:
+def slow_log_likelihood(samples: Nested, target: Nested, width: float = 1.0) -> Number:
     """Logarithm of the raw samples' density at the target."""
-    return call("log", slow_density(target, samples))
+    return slow_log_density(target, samples, width)
 
 
-def slow_entropy(samples: Nested) -> Number:
+def slow_entropy(samples: Nested, width: float = 1.0) -> Number:
     """Mean surprise of each clamped sample at all others; 0 of one."""
     if len(samples) == 1:
         return 0.0
     samples, total = clamped(samples), 0.0
     for i, own in enumerate(samples):
         others = [sample for j, sample in enumerate(samples) if j != i]
-        total = total - call("log", slow_density(own, others))
+        total = total - slow_log_density(own, others, width)
     return total / len(samples)
 
 
-def slow_summed_density(samples: Nested) -> Number:
+def slow_summed_density(samples: Nested, width: float = 1.0) -> Number:
     """Sum of the clamped samples' own density at each of them."""
     samples = clamped(samples)
-    return sum(slow_density(own, samples) for own in samples)
+    return sum(call("exp", slow_log_density(own, samples, width)) for own in samples)
 
 
-def slow_reward(samples: Nested, fake: Nested, real: Number) -> Number:
+def slow_reward(samples: Nested, fake: Nested, real: Nested, width: float = 1.0) -> Number:
     """REINFORCE of the judge's scores against the mean of the others; 0 of one."""
     k = len(samples)
     if k == 1:
         return 0.0
-    scores = [slow_sigmoid(still(score) - still(real)) for score in fake]
+    scores = [mean(slow_sigmoid(still(a) - still(b)) for a, b in patches(own, real))
+              for own in fake]  # fmt: skip
     samples, total = clamped(samples), 0.0
     for i in range(k):
         baseline = sum(scores[j] for j in range(k) if j != i) / (k - 1)
-        total = total + (scores[i] - baseline) * call(
-            "log", slow_density(still(samples[i]), samples)
-        )
+        point = still(samples[i])
+        total = total + (scores[i] - baseline) * slow_log_density(point, samples, width)
     return total / k
 
 
-def slow_realism(fake: Nested, real: Number) -> Number:
-    """How far the samples look more real than the target: relativistic."""
-    return sum(call("log", slow_sigmoid(score - real)) for score in fake) / len(fake)
+def slow_realism(fake: Nested, real: Nested) -> Number:
+    """How far the samples' patches look more real than the target's: relativistic."""
+    pairs = [pair for own in fake for pair in patches(own, real)]
+    return mean(call("log", slow_sigmoid(a - b)) for a, b in pairs)
 
 
-def slow_separation(fake: Nested, real: Number) -> Number:
-    """How far the target looks more real than the samples: relativistic."""
-    return sum(call("log", slow_sigmoid(real - score)) for score in fake) / len(fake)
+def slow_separation(fake: Nested, real: Nested) -> Number:
+    """How far the target's patches look more real than the samples': relativistic."""
+    pairs = [pair for own in fake for pair in patches(own, real)]
+    return mean(call("log", slow_sigmoid(b - a)) for a, b in pairs)
+
+
+def slow_code_recovery(code: Nested, read: Nested) -> Number:
+    """Mean absolute difference of a code and what was read of it."""
+    return mean(abs(a - b) for a, b in zip(code, read, strict=True))
+
+
+def patches(fake: Nested, real: Nested) -> list[tuple[Number, Number]]:
+    """Each patch's logit of a sample beside the target's."""
+    return list(zip(fake, real, strict=True))
+
+
+def mean(numbers: Iterable[Number]) -> Number:
+    """Their sum over their count."""
+    listed = list(numbers)
+    return sum(listed) / len(listed)
 
 
 def apart(found: Tensor, wanted: Sequence[float]) -> float:

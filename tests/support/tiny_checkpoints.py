@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from aalnet.baselines import STEPS
-from aalnet.batch import ALONE
 from aalnet.errors import CheckpointError
 from aalnet.settings import parse_settings
 from aalnet.state import TrainState
+from aalnet.step import train_step
 from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
 from cluster.runs.checkpoint import Checkpoint, save
@@ -43,7 +42,7 @@ def trained_state(data: Path, steps: int = 3, **overrides: Any) -> TrainState:
     pairs = Pairs(state.settings.data.train, 32)
     batches = read_batches(pairs, state.settings, 0, 0, 1)
     for _ in range(steps):
-        STEPS[state.settings.model](state, state.place(next(batches)), ALONE)
+        train_step(state, state.place(next(batches)))
     batches.close()  # type: ignore[attr-defined]
     return state
 

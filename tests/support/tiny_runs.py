@@ -90,7 +90,8 @@ def write_data(folder: Path, train_rows: int = 13, test_rows: int = 5) -> Path:
 
 
 def tiny_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Settings as in a file: 8 steps of 4 conditions; `overrides` by dotted key."""
+    """Settings as in a file: 8 steps of 4 conditions, each with every term at work; `overrides`
+    by dotted key."""
     values: dict[str, Any] = {
         "model": "aalnet",
         "data": {
@@ -100,7 +101,14 @@ def tiny_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[
             "batch_images": 4,
         },
         "network": {"widths": [4, 8], "embedding_size": 8, "noise_size": 4},
-        "objective": {"K": 2, "penalty_interval": 2, "offset_share": 0.2},
+        "objective": {
+            "K": 2,
+            "judged": 2,
+            "penalty_interval": 2,
+            "offset_share": 0.2,
+            "entropy_from": 0.0,
+            "adversary_from": 0.0,
+        },
         "optimizer": {"warmup_images": 8},
         "evaluation": {"samples": 2, "max_images": 4},
         "run": {

@@ -18,9 +18,12 @@ from aalnet.step import train_step
 SPEC = DataSpec(labels=("a", "b"), condition_channels=1, target_channels=1)
 TINY = {"widths": [4, 8], "noise_size": 4, "embedding_size": 8}
 BATCH, K = 5, 3
-ALL_TERMS = {
+ALL_TERMS = {  # from the first step
     "K": K, "judged": 2, "offset_share": 0.5, "flatness": 1e-4, "gamma": 1e-4, "eta": 0.3,
     "penalty_interval": 2, "r1_interval": 2, "entropy_from": 0.0, "adversary_from": 0.0,
+}  # fmt: skip
+QUARTERS = {  # of `run.images`: ignition, the proposal alone, the prior again, D besides
+    "ignition_images": 5 * BATCH, "entropy_from": 0.5, "adversary_from": 0.75,
 }  # fmt: skip
 OFF = {
     "lambda": 0.0, "eta": 0.0, "beta": 0.0, "gamma": 0.0, "flatness": 0.0, "offset_share": 0.0,
@@ -38,7 +41,7 @@ def settings_of(
         "data": {"batch_images": BATCH},
         "objective": ALL_TERMS | sections.pop("objective", {}),
         "optimizer": {"warmup_images": 10} | sections.pop("optimizer", {}),
-        "run": {"images": 20 * BATCH} | (run or {}),
+        "run": {"images": 4 * 5 * BATCH} | (run or {}),
     }
     return parse_settings(given | sections)
 
