@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from aalnet.errors import ConfigError, DataError
+from aalnet.errors import DataError
 from aalnet.networks import DataSpec
 from aalnet.sampling import as_temperature, best_device, draw, from_uint8, grid, noise_for, to_uint8
 from cluster.commands.options import Storage, Temperature
@@ -56,12 +56,9 @@ def sample(
 ) -> None:
     """Draw k pictures for each condition image."""
     if url is not None:
-        if temperature != 1:
-            raise ConfigError(
-                "--temperature: an endpoint draws at 1; leave it away, or leave --url"
-            )
         images = [Path(model), *(images or [])]
-        conditions, samples = draw_remotely(EndpointClient(url, key), images, label, k, seed)
+        client = EndpointClient(url, key)
+        conditions, samples = draw_remotely(client, images, label, k, seed, temperature)
     elif images:
         conditions, samples = draw_here(
             model, images, label, k, seed, convert, storage, temperature
@@ -97,13 +94,18 @@ def draw_here(
 
 
 def draw_remotely(
-    client: EndpointClient, images: list[Path], label: str, k: int, seed: int
+    client: EndpointClient,
+    images: list[Path],
+    label: str,
+    k: int,
+    seed: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The same from an endpoint, every image with the same seed."""
     conditions, samples = [], []
     for path in images:
         data = read_bytes(path)
-        samples.append(client.sample(data, label, k, seed).images)
+        samples.append(client.sample(data, label, k, seed, temperature).images)
         size_px = samples[-1].shape[-1]
         pixels, _ = decode_image(data, f"image `{path}`", size_px, convert_to="RGB")
         conditions.append(from_uint8(pixels))
