@@ -74,8 +74,9 @@ def test_the_terms_of_aalnet_are_all_logged(data: Path, tmp_path: Path) -> None:
     go(run, tiny_settings(data))
     terms = set().union(*(record["terms"] for record in run.records() if "terms" in record))
     assert terms == {
-        "log_likelihood", "kl", "prior_likelihood", "realism", "entropy", "offset", "reward", "density_flatness",
-        "response", "separation", "discriminator_accuracy", "real_accuracy", "fake_accuracy",
+        "log_likelihood", "kl", "prior_likelihood", "realism", "entropy", "offset", "reward",
+        "density_flatness", "response", "separation", "discriminator_accuracy", "real_accuracy",
+        "fake_accuracy",
         "discriminator_offset", "image_gradient", "generator_norm", "discriminator_norm",
     }  # fmt: skip
 

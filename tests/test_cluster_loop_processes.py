@@ -32,7 +32,8 @@ TWENTY = {
 }
 FOUR = {"run.precision": "float64", "run.images": 20}
 PHASES = {  # five steps of each
-    "objective.ignition_images": 25, "objective.entropy_from": 0.5, "objective.adversary_from": 0.75,
+    "objective.ignition_images": 25, "objective.entropy_from": 0.5,
+    "objective.adversary_from": 0.75,
 }  # fmt: skip
 # G's gradients in every step, D's in the last phase; in every second step the flatness where the
 # prior works, and there the response too.
