@@ -43,6 +43,24 @@ def test_what_a_run_survives_by_default() -> None:
     )  # fmt: skip
 
 
+def test_the_phases_and_terms_of_a_run_by_default() -> None:
+    """What docs/objective.md tells, and every study is measured against."""
+    objective = Settings().objective
+    assert (objective.ignition_images, objective.entropy_from, objective.adversary_from) == (
+        2500, 0.7, 0.85,
+    )  # fmt: skip
+    assert (objective.K, objective.lambda_, objective.eta, objective.judged) == (2, 3.0, 0.5, 1)
+    assert objective.proposal
+    assert not objective.judges_proposal
+    assert objective.relativistic
+
+
+def test_without_a_proposal_the_prior_works_from_the_start() -> None:
+    text = "objective: {proposal: false, entropy_from: 0}"
+    assert not load(text).objective.proposal
+    assert load("{model: gan, objective: {proposal: false}}").objective.entropy_from == 0.7
+
+
 # Overrides.
 
 
@@ -95,8 +113,8 @@ def test_bad_overrides(override: str, message: str | None) -> None:
 
 
 def test_an_override_of_a_whole_section() -> None:
-    assert load("objective: {eta: 1}", "objective={beta: 0.5}").objective.eta == 0.3
-    assert load("", "objective={beta: 0.5}").objective.beta == 0.5
+    assert load("objective: {eta: 1}", "objective={beta: 0.25}").objective.eta == 0.5
+    assert load("", "objective={beta: 0.25}").objective.beta == 0.25
 
 
 # The settings themselves.
@@ -180,5 +198,7 @@ def test_nothing_else_may_change() -> None:
     ]
     decisive = [(key, value) for key, value in keys if key not in resumable]
     for key, value in decisive:
-        seen.add(load("", f"{key}={other_value(key, value)}").digest())
+        # An aalnet without a proposal has other phases too.
+        text = "model: gan" if key == "objective.proposal" else ""
+        seen.add(load(text, f"{key}={other_value(key, value)}").digest())
     assert len(seen) == 2 + len(decisive)

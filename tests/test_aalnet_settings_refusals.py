@@ -35,7 +35,7 @@ def test_unknown_keys_are_refused_with_a_hint(text: str, message: str) -> None:
         ("data: {shift_px: 1.5}", "data.shift_px must be a valid integer, got 1.5"),
         ("network: {widths: 4}", "network.widths must be a valid tuple, got 4"),
         ("optimizer: {lr: null}", "optimizer.lr must be a valid number, got None"),
-        ("model: aalnett", "model must be 'aalnet', 'gan' or 'vae', got 'aalnett'"),
+        ("model: aalnett", "model must be 'aalnet', 'vae', 'gan' or 'vae-gan', got 'aalnett'"),
         ("data: {size_px: 48}", "data.size_px must be 32, 64, 128 or 256, got 48"),
         ("run: {device: tpu}", "run.device must be 'auto', 'cpu' or 'cuda', got 'tpu'"),
         ("evaluation: {features: 3}", "evaluation.features must be a valid string, got 3"),
@@ -69,6 +69,14 @@ def test_a_section_must_be_a_mapping(text: str) -> None:
         ("data.noised_share", "1.1", "<= 1"),
         ("data.batch_images", "0", ">= 1"),
         ("data.shift_px", "-1", ">= 0"),
+        ("objective.width", "0.5", ">= 1"),
+        ("objective.width", "1001", "<= 1000"),
+        ("objective.entropy_from", "1.1", "<= 1"),
+        ("objective.adversary_from", "-0.1", ">= 0"),
+        ("objective.ignition_images", "-1", ">= 0"),
+        ("objective.kl_warmup", "2", "<= 1"),
+        ("objective.judged", "0", ">= 1"),
+        ("objective.code_recovery", "-1", ">= 0"),
         ("run.images", "0", ">= 1"),
         ("run.seed", "-1", ">= 0"),
         ("run.seed", str(2**63), f"< {2**63}"),
@@ -92,6 +100,12 @@ def test_every_problem_gets_a_line_of_its_own() -> None:
     ]
 
 
+def test_the_former_section_of_the_other_models_is_refused() -> None:
+    assert refusal("baseline: {l1: 3}") == (
+        "`baseline` is not a setting; see `aalnet schema` for all settings"
+    )
+
+
 def test_a_long_value_is_cut_short() -> None:
     message = refusal(f"objective: {{eta: {'x' * 100_000}}}")
     assert message.startswith("objective.eta must be a valid number, got 'xxx")
@@ -104,6 +118,10 @@ def test_a_long_value_is_cut_short() -> None:
         ("{run: {workers: 9}, data: {batch_images: 8}}", "run.workers must be <= data.batch", "9"),
         ("network: {widths: [8, 8, 8, 8, 8]}", "network.widths must have at most 4 levels", "5"),
         ("data: {size_px: 32, shift_px: 16}", "data.shift_px must be < half of data.size_px", "16"),
+        ("objective: {proposal: false}",
+         "objective.entropy_from must be 0 where objective.proposal is false", "0.7"),
+        ("objective: {proposal: false, entropy_from: 0.01, ignition_images: 9}",
+         "objective.entropy_from must be 0 where objective.proposal is false", "0.01"),
     ],
 )  # fmt: skip
 def test_settings_that_conflict(text: str, start: str, value: str) -> None:

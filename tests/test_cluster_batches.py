@@ -106,7 +106,17 @@ def test_a_batch_is_in_range_and_its_target_is_never_noised(data: Path) -> None:
     assert noised.condition.abs().max() <= 1
     assert noised.condition.dtype == noised.noise.dtype == torch.float32
     assert noised.label.dtype == torch.int64
-    assert noised.noise.shape == (5, 2, 4)
+    assert noised.noise.shape == (5, 1 + 2, 4), "the proposal's, and two of the prior"
+
+
+@pytest.mark.parametrize(("model", "k"), [("aalnet", 2), ("vae", 1), ("gan", 1), ("vae-gan", 1)])
+def test_a_model_of_one_sample_gets_no_more_noise(data: Path, model: str, k: int) -> None:
+    """And the proposal's is the same whatever K is."""
+    (one, other) = (
+        next(read(many_changes(data, model=model, objective__K=each))).noise for each in (2, 5)
+    )
+    assert one.shape == (5, 1 + k, 4)
+    assert torch.equal(one[:, :2], other[:, :2])
 
 
 def test_batches_that_are_kept_are_not_written_over(data: Path) -> None:

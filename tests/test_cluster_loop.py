@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from aalnet.corners import CORNERS
 from aalnet.evaluation import Figures
 from cluster.runs.checkpoint import Checkpoint, checkpoints
 from cluster.runs.run import Run
 from cluster.training.world import ProcessWorld
 from tests.support.loop_runs import (
+    QUARTERS,
     assert_same_run,
     before_step,
     blobs,
@@ -38,7 +40,7 @@ def test_evaluations_may_be_rarer_than_checkpoints(data: Path, tmp_path: Path) -
     assert sorted(run.samples()) == [16, 32, 40]
 
 
-@pytest.mark.parametrize("model", ["aalnet", "gan", "vae"])
+@pytest.mark.parametrize("model", sorted(CORNERS))
 def test_every_model_runs_to_its_end(data: Path, tmp_path: Path, model: str) -> None:
     settings = tiny_settings(data, {"model": model, "data.balanced_labels": True})
     run = run_in(tmp_path)
@@ -72,10 +74,24 @@ def test_the_terms_of_aalnet_are_all_logged(data: Path, tmp_path: Path) -> None:
     go(run, tiny_settings(data))
     terms = set().union(*(record["terms"] for record in run.records() if "terms" in record))
     assert terms == {
-        "log_likelihood", "realism", "entropy", "offset", "reward", "density_flatness",
-        "response", "separation", "discriminator_accuracy", "real_accuracy", "fake_accuracy",
+        "log_likelihood", "kl", "prior_likelihood", "realism", "entropy", "offset", "reward",
+        "density_flatness", "response", "separation", "discriminator_accuracy", "real_accuracy",
+        "fake_accuracy",
         "discriminator_offset", "image_gradient", "generator_norm", "discriminator_norm",
     }  # fmt: skip
+
+
+def test_each_phase_logs_its_own_terms(data: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    go(run, tiny_settings(data, QUARTERS))
+    records = of_kind(run, "train")
+    assert [record["images"] for record in records] == [8, 16, 24, 32]
+    logged = [record["terms"].keys() for record in records]
+    assert ["log_likelihood" in names for names in logged] == [True] * 4
+    for name in ("prior_likelihood", "entropy", "density_flatness"):
+        assert [name in names for names in logged] == [True, False, True, True], name
+    for name in ("separation", "realism", "response", "reward", "discriminator_norm"):
+        assert [name in names for names in logged] == [False, False, False, True], name
 
 
 def test_a_run_ends_at_a_whole_batch(data: Path, tmp_path: Path) -> None:

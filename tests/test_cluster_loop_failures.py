@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from aalnet.batch import Batch
+from aalnet.corners import CORNERS
 from aalnet.errors import AalnetError, DataError, NonFiniteError
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings
@@ -160,7 +161,7 @@ def test_a_nan_run_goes_on_once_the_cause_is_gone(
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("model", ["aalnet", "gan", "vae"])
+@pytest.mark.parametrize("model", sorted(CORNERS))
 def test_a_parameter_that_is_nan_stops_the_run(data: Path, tmp_path: Path, model: str) -> None:
     run, settings = run_in(tmp_path), tiny_settings(data, {"model": model})
     state = TrainState(settings, Pairs(settings.data.train, 32).spec, CPU)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from aalnet.batch import Batch
+from aalnet.corners import CORNERS
 from aalnet.errors import CheckpointError
 from aalnet.evaluation import Figures
 from aalnet.settings import Settings
@@ -21,6 +22,7 @@ from cluster.training import recorder as keeper
 from tests.support.loop_runs import (
     CPU,
     LASTING,
+    QUARTERS,
     assert_same_run,
     blobs,
     break_batch,
@@ -103,9 +105,11 @@ def test_killed_as_soon_as_the_checkpoint_is_whole(data: Path, tmp_path: Path, w
     assert_same_run(run, whole)
 
 
-def test_killed_in_every_interval(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phases", [{}, QUARTERS], ids=["all terms", "phases"])
+def test_killed_in_every_interval(data: Path, tmp_path: Path, phases: dict[str, Any]) -> None:
+    """By phases, each interval is one: D's optimizer holds nothing in the first checkpoints."""
     changes = {"run.log_every_images": 12, "run.checkpoint_every_images": 8, "run.keep_last": 9}
-    settings = tiny_settings(data, changes)
+    settings = tiny_settings(data, changes | phases)
     whole = run_in(tmp_path, "whole")
     go(whole, settings)
     run = run_in(tmp_path, "killed")
@@ -115,8 +119,8 @@ def test_killed_in_every_interval(data: Path, tmp_path: Path) -> None:
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("model", ["gan", "vae"])
-def test_the_baselines_resume_exactly_too(data: Path, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("model", sorted(CORNERS.keys() - {"aalnet"}))
+def test_the_other_models_resume_exactly_too(data: Path, tmp_path: Path, model: str) -> None:
     settings = tiny_settings(data, {"model": model})
     whole, run = run_in(tmp_path, "whole"), run_in(tmp_path, "killed")
     go(whole, settings)

@@ -35,6 +35,8 @@ from tests.support.tiny_runs import ROOT
         {},
         {"model": "gan"},
         {"model": "vae"},
+        {"model": "vae-gan"},
+        {"objective.adversary_from": 0.75},
         {"optimizer.name": "sgd"},
         {"run.precision": "float64"},
         {"run.channels_last": True},

@@ -49,10 +49,13 @@ def test_a_blob_that_is_missing_truncated_or_changed(
         ("null", ["damaged"]),
         ('"text"', ["damaged"]),
         ("{}", ["format version None"]),
-        ('{"format_version": 1, "files": {}}', ["format version 1", "reads 2"]),
-        ('{"format_version": "2"}', ["format version '2'"]),
-        ('{"format_version": 2}', ["no proper"]),
-        ('{"format_version": 2, "blobs": []}', ["no proper"]),
+        (
+            '{"format_version": 1, "files": {}}',
+            ["format version 1", f"reads {manifest.FORMAT_VERSION}"],
+        ),
+        (f'{{"format_version": "{manifest.FORMAT_VERSION}"}}', ["format version '"]),
+        (f'{{"format_version": {manifest.FORMAT_VERSION}}}', ["no proper"]),
+        (f'{{"format_version": {manifest.FORMAT_VERSION}, "blobs": []}}', ["no proper"]),
         ("[" * 100_000, ["damaged"]),
         (" " * (manifest.LIMIT_BYTES + 1), ["larger than"]),
     ],
@@ -175,9 +178,9 @@ def test_settings_that_differ_are_refused(whole: Checkpoint, data: Path) -> None
         lambda: restore(fresh_state(data, model="vae"), whole),
         "checkpoint holds",
         "wanted",
-        "posterior",
+        "proposal",
     )
     settings = parse_settings(tiny_values(data, {"optimizer.lr": 0.1}))
-    assert_refused(lambda: whole.run.claim(settings), "optimizer.lr", "0.0005", "0.1", "--run")
+    assert_refused(lambda: whole.run.claim(settings), "optimizer.lr", "0.001", "0.1", "--run")
     same = parse_settings(tiny_values(data, {"run.log_every_images": 4, "run.workers": 2}))
     whole.run.claim(same)

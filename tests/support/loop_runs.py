@@ -25,6 +25,9 @@ from tests.support.tiny_runs import tiny_settings, without_clocks
 
 CPU = torch.device("cpu")
 LASTING = ("train", "evaluation", "checkpoint")  # kinds of records that a resumption repeats
+QUARTERS = {  # of `tiny_settings`: ignition, the proposal alone, the prior again, D besides
+    "objective.ignition_images": 8, "objective.entropy_from": 0.5, "objective.adversary_from": 0.75,
+}  # fmt: skip
 
 
 def run_in(folder: Path, name: str = "demo") -> Run:

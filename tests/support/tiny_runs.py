@@ -105,6 +105,7 @@ def tiny_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[
             "K": 2,
             "judged": 2,
             "penalty_interval": 2,
+            "r1_interval": 2,
             "offset_share": 0.2,
             "entropy_from": 0.0,
             "adversary_from": 0.0,
