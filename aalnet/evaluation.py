@@ -1,34 +1,31 @@
-"""How good samples are: likeness to the target, likeness of the distribution, and diversity.
+"""How good a generator is on held-out pairs: energy scores, kernel distance, likeness, diversity.
 
-Images are float in [-1, 1], and every difference is on that scale (black to white is 2): `l1`,
-`best_of_k_l1` and `diversity` alike.
+The scores themselves are in scores.py. Images are float in [-1, 1].
 Shapes: N images in all, n of them in a batch, k samples per condition, Z noise size, F features.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
-from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from aalnet import scores
 from aalnet.errors import AalnetError, DataError, NonFiniteError, UserError
-from aalnet.sampling import noise_for
+from aalnet.sampling import as_temperature, noise_for
+from aalnet.scores import DATA_RANGE, Estimate
 
 Draw = Callable[[Tensor, Tensor, Tensor], Tensor]
 """condition [n, Cx, H, W], label [n], noise [n, k, Z] -> samples [n, k, Cy, H, W]"""
 
 Figures = dict[str, float | int]
 
-DATA_RANGE = 2.0  # white minus black
 MIN_SIZE_PX = 6  # SSIM's 11-pixel window is padded by reflection, 5 pixels on each side
+FEW_PAIRS = 100  # below, standard errors are about as large as what models differ by
 
 
 class Evaluator:
@@ -36,7 +33,7 @@ class Evaluator:
 
     conditions [N, Cx, H, W] and targets [N, Cy, H, W] float in [-1, 1], labels int64 [N].
     features: the kernel distance's name and network (`aalnet.features.load_features`), moved to the
-    targets' device; None leaves the distance out.
+    targets' device; None leaves out what is measured in features.
     """
 
     def __init__(
@@ -60,35 +57,60 @@ class Evaluator:
         self.batch_images = batch_images
 
     @torch.no_grad()
-    def evaluate(self, draw: Draw, *, k: int, seed: int) -> Figures:
+    def evaluate(
+        self, draw: Draw, *, k: int, seed: int, temperature: float | Tensor = 1.0
+    ) -> Figures:
         """Figures of the generator behind `draw`; names ending in `_condition` are those of
-        returning the condition itself, the floor that a generator has to beat.
+        returning the condition itself, the floor that a generator has to beat, and names ending in
+        `_se` the standard errors over images, where there is more than one image.
 
-        images, k       how many images, and samples per image
-        kid_...         kernel distance (unbiased squared MMD) of the first samples to the targets
-        l1, ssim        mean over images, first sample
-        psnr            dB, of the squared error of all images together (one image drawn exactly
-                        would make a mean over images infinite), first sample
-        best_of_k_l1    mean over images of the smallest L1 of the k samples
-        diversity       mean over images and pairs of samples of mean |difference|; 0 for k = 1
+        images, k             how many images, and samples per image
+        energy_score          mean_k d(y, s_k) - 1/2 mean_{j != k} d(s_j, s_k), d of features
+        pixel_energy_score    the same, d the root mean square of pixels
+        kid_unpaired_...      kernel distance of the samples to the targets of other conditions
+        best_of_k_l1          mean over images of the smallest L1 of the k samples
+        diversity             mean over images and pairs of samples of mean |difference|, else 0
+        feature_diversity     the same, distances of features
+        label_following       how far another label moves samples towards that label's targets:
+                              0 not at all, 1 all the way; left out where targets do not differ
+        l1, ssim              mean over images, first sample
+        psnr                  dB, of the squared error of all images together (one image drawn
+                              exactly would make a mean over images infinite), first sample;
+                              left out where all are exact
 
-        Noise belongs to (seed, image, sample): neither the batch size nor k changes a sample.
+        Noise belongs to (seed, image, sample): neither the batch size nor k changes a sample. It is
+        multiplied by the temperature, which a tensor [N] gives each image for itself.
         Samples are clamped to [-1, 1]; one that is not finite is an error.
         """
         if k < 1:
             raise UserError(f"k must be >= 1, got {k}")
-        firsts, best, spread = [], [], []
+        scale = self._temperatures(temperature)
+        firsts, features = [], []
+        by_image: dict[str, list[Tensor]] = {
+            "pixel_energy_score": [], "best_of_k_l1": [], "diversity": [],
+        }  # fmt: skip
         for batch in self._batches():
-            samples = self._draw(draw, batch, k=k, seed=seed)
+            noise = self._noise(batch, k, seed) * scale[batch, None, None]
+            samples = self._draw(draw, batch, self.labels, noise)
+            targets = self.targets[batch]
             firsts.append(samples[:, 0])
-            best.append(mean_difference(samples, self.targets[batch, None]).amin(dim=1))
-            spread.append(diversity(samples))
+            nearest = scores.mean_difference(samples, targets[:, None]).amin(dim=1)
+            by_image["best_of_k_l1"].append(nearest)
+            by_image["pixel_energy_score"].append(scores.pixel_energy_score(targets, samples))
+            by_image["diversity"].append(scores.diversity(samples))
+            if self.features is not None:
+                found = self._features(samples.flatten(0, 1))
+                features.append(found.view(len(targets), k, -1))
+        estimates = {name: Estimate.of(torch.cat(values)) for name, values in by_image.items()}
+        if self.features is not None:
+            of_samples = torch.cat(features)
+            estimates |= self._of_features(of_samples)
+            estimates |= self._label_following(draw, of_samples[:, 0], seed, scale)
         return {
             "images": len(self.targets),
             "k": k,
+            **_flat(estimates),
             **self._likeness(torch.cat(firsts)),
-            "best_of_k_l1": _mean(torch.cat(best)),
-            "diversity": _mean(torch.cat(spread)),
             **self._condition_figures,
         }
 
@@ -96,24 +118,72 @@ class Evaluator:
         for start in range(0, len(self.targets), self.batch_images):
             yield slice(start, min(start + self.batch_images, len(self.targets)))
 
-    def _draw(self, draw: Draw, batch: slice, *, k: int, seed: int) -> Tensor:
-        """Samples [n, k, Cy, H, W], finite and in [-1, 1]."""
-        targets = self.targets[batch]
+    def _temperatures(self, temperature: float | Tensor) -> Tensor:
+        """One for each image, [N]."""
+        scale, count = as_temperature(temperature), len(self.targets)
+        if scale.shape not in ((), (count,)):
+            raise UserError(
+                f"temperature must be one number or {count}, one an image, got {list(scale.shape)}"
+            )
+        return scale.to(self.targets.device).expand(count)
+
+    def _noise(self, batch: slice, k: int, seed: int) -> Tensor:
+        """[n, k, Z] on the targets' device."""
         noise = noise_for(seed, batch.start, batch.stop - batch.start, k, self.noise_size)
-        samples = draw(self.conditions[batch], self.labels[batch], noise.to(targets.device))
-        expected = (len(targets), k, *targets.shape[1:])
+        return noise.to(self.targets.device)
+
+    def _draw(self, draw: Draw, batch: slice, labels: Tensor, noise: Tensor) -> Tensor:
+        """Samples [n, k, Cy, H, W] of labels [N] and noise [n, k, Z], finite and in [-1, 1]."""
+        targets = self.targets[batch]
+        samples = draw(self.conditions[batch], labels[batch], noise)
+        expected = (*noise.shape[:2], *targets.shape[1:])
         if samples.shape != expected:
             raise AalnetError(f"draw must give samples {expected}, got {tuple(samples.shape)}")
         bad = samples.isfinite().flatten(1).all(dim=1).logical_not().nonzero()
         if len(bad):
             index = batch.start + int(bad[0])
-            raise NonFiniteError(f"a sample of image {index} is not finite (seed {seed}, k {k})")
+            raise NonFiniteError(f"a sample of image {index} is not finite")
         return samples.to(targets).clamp(-1, 1)
+
+    def _of_features(self, samples: Tensor) -> dict[str, Estimate]:
+        """What is measured in features [N, k, F]."""
+        assert self.features is not None
+        targets = self._target_features
+        return {
+            "energy_score": Estimate.of(scores.feature_energy_score(targets, samples)),
+            self.features[0]: scores.kernel_distance(targets, samples),
+            "feature_diversity": Estimate.of(scores.feature_diversity(samples)),
+        }
+
+    def _label_following(
+        self, draw: Draw, own: Tensor, seed: int, scale: Tensor
+    ) -> dict[str, Estimate]:
+        """By first samples, whose features [N, F] with their own labels are `own`."""
+        labels = scores.next_labels(self.labels)
+        if torch.equal(labels, self.labels):
+            return {}
+        other = torch.cat([
+            self._features(self._draw(
+                draw, batch, labels, self._noise(batch, 1, seed) * scale[batch, None, None]
+            )[:, 0])
+            for batch in self._batches()
+        ])  # fmt: skip
+        followed = scores.label_following(other - own, self.labels.cpu(), self._target_features)
+        return {"label_following": Estimate.of(followed)} if len(followed) else {}
 
     @cached_property
     def _condition_figures(self) -> Figures:
+        """Of the condition as the one sample there is: its diversity is 0."""
         images = with_channels(self.conditions, self.targets.shape[1])
-        return {f"{name}_condition": value for name, value in self._likeness(images).items()}
+        figures = self._likeness(images)
+        once = images[:, None]
+        figures["pixel_energy_score"] = _mean(scores.pixel_energy_score(self.targets, once))
+        if self.features is not None:
+            of_features = self._of_features(self._features(images)[:, None])
+            figures |= {
+                name: of_features[name].value for name in ("energy_score", self.features[0])
+            }
+        return {f"{name}_condition": value for name, value in figures.items()}
 
     @cached_property
     def _target_features(self) -> Tensor:
@@ -121,79 +191,42 @@ class Evaluator:
 
     def _likeness(self, images: Tensor) -> Figures:
         """Figures of one image [N, Cy, H, W] per target."""
-        figures: Figures = {}
-        if self.features is not None:
-            distance = kernel_distance(self._target_features, self._features(images))
-            figures[self.features[0]] = distance
-        psnr = peak_signal_noise_ratio(images, self.targets, data_range=DATA_RANGE)
-        ssim = [structural_similarity(images[b], self.targets[b]) for b in self._batches()]
-        return figures | {
-            "l1": _mean(mean_difference(images, self.targets)),
+        psnr = float(peak_signal_noise_ratio(images, self.targets, data_range=DATA_RANGE))
+        ssim = [scores.structural_similarity(images[b], self.targets[b]) for b in self._batches()]
+        return {
+            "l1": _mean(scores.mean_difference(images, self.targets)),
             "ssim": _mean(torch.cat(ssim)),
-            "psnr": float(psnr),
+            **({"psnr": psnr} if math.isfinite(psnr) else {}),
         }
 
     def _features(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, F] float64 on CPU"""
+        """[M, C, H, W] -> [M, F] float64 on CPU"""
         assert self.features is not None
         name, network = self.features
-        features = torch.cat([network(images[batch]) for batch in self._batches()])
+        features = torch.cat([network(part) for part in torch.split(images, self.batch_images)])
         if not features.isfinite().all():
             raise NonFiniteError(f"the features of {name} are not finite; try other features")
         return features.double().cpu()
 
 
-def mean_difference(a: Tensor, b: Tensor) -> Tensor:
-    """Mean |a - b| over channels and pixels.  [..., C, H, W] in [-1, 1] -> [...] in [0, 2]"""
-    return (a - b).abs().mean(dim=(-3, -2, -1))
+def _flat(estimates: Mapping[str, Estimate]) -> Figures:
+    """Each value under its name, its standard error, where there is one, beside it."""
+    figures: Figures = {}
+    for name, estimate in estimates.items():
+        figures[name] = estimate.value
+        if math.isfinite(estimate.standard_error):  # JSON has no NaN
+            figures[f"{name}_se"] = estimate.standard_error
+    return figures
 
 
-def diversity(samples: Tensor) -> Tensor:
-    """Mean over pairs of samples of mean |difference|.  [n, k, C, H, W] in [-1, 1] -> [n]
-
-    Per pixel, the i-th of the k - 1 gaps between sorted values lies inside i (k - i) pairs.
-    """
-    k = samples.shape[1]
-    gaps = samples.sort(dim=1).values.diff(dim=1)  # [n, k - 1, C, H, W]
-    below = torch.arange(1, k, device=samples.device)
-    pairs_across = (below * (k - below)).view(-1, 1, 1, 1)
-    pairs = max(k * (k - 1) // 2, 1)
-    return (gaps * pairs_across).sum(dim=1).mean(dim=(-3, -2, -1)) / pairs
-
-
-def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """SSIM per image.  [n, C, H, W] in [-1, 1] -> [n] in [-1, 1]
-
-    SSIM compares means as ratios, so black must be 0: images are moved to [0, 2] first.
-    """
-    ssim = structural_similarity_index_measure(
-        a + 1, b + 1, data_range=DATA_RANGE, reduction="none"
+def few_pairs(count: int) -> str | None:
+    """What to be told of so many held-out pairs; None where they are enough."""
+    if count >= FEW_PAIRS:
+        return None
+    return (
+        f"{count} held-out pairs are few: below {FEW_PAIRS}, standard errors are about as large as "
+        "what models differ by; give data.test more pairs, or raise evaluation.max_images"
     )
-    assert isinstance(ssim, Tensor)
-    return ssim
-
-
-def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Squared MMD, unbiased, cubic kernel (KID) between two feature sets of one size N >= 2.
-
-    [N, F], [N, F] -> about 0 for one distribution (at times below), larger is further apart. One
-    subset of all N, so nothing random is left but the order of a sum, which is pinned here.
-    """
-    with warnings.catch_warnings():
-        # It says that it keeps the features in memory; they are the caller's, and there already.
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance`", UserWarning)
-        metric = KernelInceptionDistance(
-            nn.Identity(),
-            subsets=1,
-            subset_size=len(real),
-            sync_on_compute=False,  # worker 0 measures alone; the others would never answer
-        )
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        mean, _ = metric.compute()
-    return float(mean)
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 
 from aalnet.errors import UserError
 
-LITE0_NAME = "kid_lite0"
+KERNEL_DISTANCE = "kid_unpaired_"  # of pairs that share no condition; then the features' name
+LITE0_NAME = f"{KERNEL_DISTANCE}lite0"
 LITE0_FEATURES = 1280
-# Part of what `kid_lite0` means: another size gives another scale (see Lite0Features).
+# Part of what the name means: another size gives another scale (see Lite0Features).
 LITE0_SIZE_PX = 96
 # On one CPU thread 100 images take 0.9 s by 8 and 2.5 s by 64 (measured; fresh memory costs more).
 LITE0_CHUNK_IMAGES = 8
@@ -207,13 +208,13 @@ class ScriptedFeatures(nn.Module):
 def load_features(path: str | None) -> tuple[str, nn.Module]:
     """The features of the kernel distance, on CPU, and the distance's name.
 
-    None is `kid_lite0`; a path is a TorchScript file, [N, 3, H, W] in [-1, 1] -> [N, F], and the
-    name is `kid_` and the file's stem.
+    None is `kid_unpaired_lite0`; a path is a TorchScript file, [N, 3, H, W] in [-1, 1] -> [N, F],
+    and the name is `kid_unpaired_` and the file's stem.
     """
     if path is None:
         return LITE0_NAME, Lite0Features()
     file = Path(path)
-    name = f"kid_{file.stem}"
+    name = f"{KERNEL_DISTANCE}{file.stem}"
     if name == LITE0_NAME:
         raise UserError(
             f"features file {file} would be called {LITE0_NAME}, the built-in; rename it"

@@ -10,6 +10,9 @@ from pydantic import Field, field_validator
 from aalnet.section import Count, Positive, Section, Share, Weight
 
 RetryCause = Literal["crash", "lost_node", "preemption", "start", "storage"]
+FigureName = Literal[
+    "energy_score", "pixel_energy_score", "kid", "l1", "best_of_k_l1", "diversity", "ssim", "psnr"
+]  # fmt: skip
 WORKERS = r"^(auto|[1-9][0-9]{0,4}:[1-9][0-9]{0,4})$"
 
 
@@ -74,18 +77,17 @@ class EvaluationSettings(Section):
 
     samples: Count = Field(
         8,
-        description="samples per condition for best-of-k and diversity; figures compare only at "
-        "the same k",
+        description="samples per condition; figures compare only at the same k",
     )
     max_images: Count = Field(
         1024,
         description="held-out pairs used, the first ones; fewer is faster, more gives steadier "
-        "figures",
+        "figures; with fewer than 100 a run warns",
     )
     features: str | None = Field(
         None,
-        description="path of a TorchScript feature network for kid; default: the small one "
-        "built in, good for comparing runs of one data set",
+        description="path of a TorchScript feature network for energy_score and kid; default: the "
+        "small one built in, good for comparing runs of one data set",
     )
 
 
@@ -116,8 +118,10 @@ class RunSettings(Section):
     keep_every: Annotated[int, Field(ge=0)] = Field(
         0, description="every so many-th checkpoint is kept besides, to look back at; 0: none"
     )
-    best_by: Literal["kid", "l1", "best_of_k_l1", "diversity", "ssim", "psnr"] = Field(
-        "kid", description="figure of the evaluation that says which checkpoint is best"
+    best_by: FigureName = Field(
+        "energy_score",
+        description="figure of the evaluation that says which checkpoint is best; kid: the kernel "
+        "distance, whatever its features",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         0,

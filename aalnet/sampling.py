@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from aalnet.errors import UserError
 from aalnet.networks import Generator
 
 GAP_PX = 2
@@ -31,6 +32,19 @@ def noise_for(seed: int, first: int, count: int, k: int, noise_size: int) -> Ten
         for index in range(first, first + count)
     ]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, k, noise_size)
+
+
+def as_temperature(value: float | Tensor) -> Tensor:
+    """What noise is multiplied by: 1 is training's; more is more varied, less nearer the average.
+
+    Raises:
+        UserError: it is not finite or not above 0.
+    """
+    temperature = torch.as_tensor(value, dtype=torch.float32)
+    wrong = temperature[~(temperature.isfinite() & (temperature > 0))]
+    if wrong.numel():
+        raise UserError(f"temperature must be finite and > 0, got {float(wrong[0])}")
+    return temperature
 
 
 @torch.inference_mode()

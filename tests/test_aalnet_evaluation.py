@@ -1,6 +1,7 @@
 """Whole evaluations: their figures by hand, what moves them and what does not, what is refused."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -13,8 +14,15 @@ from aalnet.evaluation import Draw, Evaluator
 IMAGES = 7
 SIZE_PX = 8
 NOISE_SIZE = 5
-CONDITION_KEYS = {"l1_condition", "ssim_condition", "psnr_condition"}
-KEYS = {"images", "k", "l1", "ssim", "psnr", "best_of_k_l1", "diversity"} | CONDITION_KEYS
+BY_IMAGE = {"pixel_energy_score", "best_of_k_l1", "diversity"}  # with a standard error
+FLOORS = {"pixel_energy_score", "l1", "ssim", "psnr"}
+KEYS = {"images", "k", "l1", "ssim", "psnr"} | BY_IMAGE
+KID = "kid_unpaired_moments"
+IN_FEATURES = {"energy_score", KID, "feature_diversity", "label_following"}
+
+
+def with_parts(names: set[str], errors: set[str], floors: set[str]) -> set[str]:
+    return names | {f"{name}_se" for name in errors} | {f"{name}_condition" for name in floors}
 
 
 class Moments(nn.Module):
@@ -35,12 +43,14 @@ def uniform(*shape: int, seed: int) -> Tensor:
 
 
 def evaluator(features: nn.Module | None = None, batch_images: int = 64) -> Evaluator:
+    labels = torch.arange(IMAGES) % 3
+    tone = 0.4 * labels[:, None, None, None]
     return Evaluator(
         uniform(IMAGES, 1, SIZE_PX, SIZE_PX, seed=0),
-        torch.arange(IMAGES) % 3,
-        uniform(IMAGES, 3, SIZE_PX, SIZE_PX, seed=1),
+        labels,
+        0.2 * uniform(IMAGES, 3, SIZE_PX, SIZE_PX, seed=1) + tone,
         noise_size=NOISE_SIZE,
-        features=None if features is None else ("kid_moments", features),
+        features=None if features is None else ("kid_unpaired_moments", features),
         batch_images=batch_images,
     )
 
@@ -60,12 +70,13 @@ def constant(samples: Tensor) -> Draw:
 
 
 def test_keys() -> None:
-    assert set(evaluator().evaluate(noisy, k=2, seed=0)) == KEYS
-    with_kid = evaluator(Moments()).evaluate(noisy, k=2, seed=0)
-    assert set(with_kid) == KEYS | {"kid_moments", "kid_moments_condition"}
-    assert with_kid["images"] == IMAGES
-    assert with_kid["k"] == 2
-    assert all(type(value) in (int, float) for value in with_kid.values())
+    assert set(evaluator().evaluate(noisy, k=2, seed=0)) == with_parts(KEYS, BY_IMAGE, FLOORS)
+    whole = evaluator(Moments()).evaluate(noisy, k=2, seed=0)
+    assert set(whole) == with_parts(
+        KEYS | IN_FEATURES, BY_IMAGE | IN_FEATURES, FLOORS | {"energy_score", KID}
+    )
+    assert (whole["images"], whole["k"]) == (IMAGES, 2)
+    assert all(type(value) in (int, float) for value in whole.values())
 
 
 def test_figures_by_hand() -> None:
@@ -96,10 +107,10 @@ def test_returning_the_condition_scores_as_the_condition() -> None:
         return condition[:, None].expand(-1, noise.shape[1], 3, -1, -1)
 
     figures = evaluator(Moments()).evaluate(same, k=3, seed=0)
-    for name in ("kid_moments", "l1", "ssim", "psnr"):
-        assert figures[name] == pytest.approx(figures[f"{name}_condition"], rel=1e-9)
+    for name in (KID, "energy_score", "pixel_energy_score", "l1", "ssim", "psnr"):
+        assert figures[name] == pytest.approx(figures[f"{name}_condition"], rel=1e-6)
     assert figures["best_of_k_l1"] == pytest.approx(figures["l1"])
-    assert figures["diversity"] == 0.0
+    assert figures["diversity"] == figures["feature_diversity"] == 0.0
 
 
 def test_perfect_samples() -> None:
@@ -107,7 +118,8 @@ def test_perfect_samples() -> None:
     figures = pairs.evaluate(constant(pairs.targets[:, None]), k=1, seed=0)
     assert figures["l1"] == figures["best_of_k_l1"] == figures["diversity"] == 0.0
     assert figures["ssim"] == pytest.approx(1.0)
-    assert figures["kid_moments"] < figures["kid_moments_condition"]
+    assert figures["energy_score"] == figures["pixel_energy_score"] == 0.0
+    assert figures[KID] < figures[f"{KID}_condition"]
 
 
 def test_best_of_k_is_at_most_one_sample_and_falls_with_k() -> None:
@@ -142,9 +154,10 @@ def test_features_of_targets_and_conditions_are_computed_once() -> None:
     moments = Moments()
     pairs = evaluator(moments)
     pairs.evaluate(noisy, k=2, seed=0)
-    assert moments.seen == 3 * IMAGES  # targets, conditions, samples
+    each = 3 * IMAGES  # two samples, and the first with another label
+    assert moments.seen == 2 * IMAGES + each  # targets and conditions
     pairs.evaluate(noisy, k=2, seed=0)
-    assert moments.seen == 4 * IMAGES
+    assert moments.seen == 2 * IMAGES + 2 * each
 
 
 def test_samples_are_clamped_and_need_no_gradient() -> None:
@@ -153,6 +166,80 @@ def test_samples_are_clamped_and_need_no_gradient() -> None:
     far = 9 * torch.ones(IMAGES, 2, 3, SIZE_PX, SIZE_PX)
     figures = pairs.evaluate(lambda *_: far * weight, k=2, seed=0)
     assert figures["l1"] == pytest.approx(float((1 - pairs.targets).mean()), rel=1e-6)
+
+
+# Temperature
+
+
+def noise_seen(temperature: float | Tensor, batch_images: int = 64) -> Tensor:
+    """The noise [IMAGES, 2, Z] that an evaluation gives, label figure left out."""
+    seen = []
+
+    def draw(condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
+        seen.append(noise)
+        return noisy(condition, label, noise)
+
+    evaluator(batch_images=batch_images).evaluate(draw, k=2, seed=4, temperature=temperature)
+    return torch.cat(seen)
+
+
+def test_temperature_multiplies_the_noise() -> None:
+    plain = noise_seen(1.0)
+    torch.testing.assert_close(noise_seen(1.5), 1.5 * plain)
+    each = torch.linspace(0.5, 2, IMAGES)
+    torch.testing.assert_close(noise_seen(each, batch_images=3), each[:, None, None] * plain)
+
+
+def test_temperature_widens_samples() -> None:
+    pairs = evaluator(Moments())
+    narrow, wide = (pairs.evaluate(noisy, k=4, seed=0, temperature=t) for t in (0.25, 0.5))
+    assert narrow["diversity"] < wide["diversity"]
+    assert narrow["feature_diversity"] < wide["feature_diversity"]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_temperature_that_is_no_scale(value: float) -> None:
+    with pytest.raises(UserError, match=f"temperature must be finite and > 0, got {value}"):
+        evaluator().evaluate(noisy, k=1, seed=0, temperature=value)
+    each = torch.ones(IMAGES)
+    each[3] = value
+    with pytest.raises(UserError, match=f"temperature must be finite and > 0, got {value}"):
+        evaluator().evaluate(noisy, k=1, seed=0, temperature=each)
+
+
+def test_temperatures_of_other_images() -> None:
+    with pytest.raises(UserError, match=r"one number or 7, one an image, got \[3\]"):
+        evaluator().evaluate(noisy, k=1, seed=0, temperature=torch.ones(3))
+
+
+# Labels
+
+
+def test_label_following_of_a_generator_that_obeys_and_of_one_that_does_not() -> None:
+    count = 60
+    labels = torch.arange(count) % 3
+    tone = torch.tensor([-0.5, 0.0, 0.5])
+    conditions = 0.2 * uniform(count, 1, SIZE_PX, SIZE_PX, seed=0)
+    targets = (conditions + tone[labels][:, None, None, None]).expand(-1, 3, -1, -1)
+    pairs = Evaluator(
+        conditions, labels, targets, noise_size=NOISE_SIZE, features=(KID, Moments())
+    )  # fmt: skip
+
+    def obedient(condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
+        samples = condition + tone[label][:, None, None, None]
+        return (samples[:, None] + 0.05 * noise[:, :, :1, None, None]).expand(-1, -1, 3, -1, -1)
+
+    def deaf(condition: Tensor, label: Tensor, noise: Tensor) -> Tensor:
+        return obedient(condition, torch.ones_like(label), noise)
+
+    figures = [pairs.evaluate(draw, k=2, seed=0)["label_following"] for draw in (obedient, deaf)]
+    assert figures == pytest.approx([1.0, 0.0], abs=0.02)
+
+
+def test_one_label_has_no_label_figure() -> None:
+    pairs = evaluator(Moments())
+    pairs.labels = torch.zeros(IMAGES, dtype=torch.int64)
+    assert "label_following" not in pairs.evaluate(noisy, k=1, seed=0)
 
 
 # Errors
@@ -174,7 +261,7 @@ def test_features_that_are_not_finite() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return torch.full((len(images), 2), math.nan)
 
-    with pytest.raises(NonFiniteError, match="kid_moments"):
+    with pytest.raises(NonFiniteError, match="kid_unpaired_moments"):
         evaluator(Broken()).evaluate(noisy, k=1, seed=0)
 
 
@@ -204,8 +291,10 @@ def test_pairs_that_do_not_fit() -> None:
 
 def test_one_image_has_no_kernel_distance() -> None:
     one = (torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(DataError, match="kid_moments needs two images or more"):
-        Evaluator(*one, noise_size=NOISE_SIZE, features=("kid_moments", Moments()))
+    with pytest.raises(DataError, match="kid_unpaired_moments needs two images or more"):
+        Evaluator(*one, noise_size=NOISE_SIZE, features=("kid_unpaired_moments", Moments()))
     figures = Evaluator(*one, noise_size=NOISE_SIZE, features=None).evaluate(noisy, k=2, seed=0)
     assert figures["images"] == 1
+    assert not [name for name in figures if name.endswith("_se")]  # one image has no error
+    json.dumps(figures, allow_nan=False)
     assert figures["ssim_condition"] == pytest.approx(1.0)

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from aalnet import features
 from aalnet.errors import UserError
 from aalnet.features import Lite0, Lite0Features, SameConv2d, load_features
+from aalnet.sampling import from_uint8
+from aalnet.scores import kernel_distance
+from cluster.data.pairs import Pairs
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +180,13 @@ def test_loading_imports_neither_torchvision_nor_the_weights_package(repo_root: 
 
 def test_built_in_name() -> None:
     name, network = load_features(None)
-    assert name == "kid_lite0"
+    assert name == "kid_unpaired_lite0"
     assert isinstance(network, Lite0Features)
 
 
 def test_scripted_file(scripted: Callable[[nn.Module, str], str]) -> None:
     name, network = load_features(scripted(ChannelMeans(), "means.pt"))
-    assert name == "kid_means"
+    assert name == "kid_unpaired_means"
     images = torch.rand(4, 3, 5, 7)
     torch.testing.assert_close(network(images), images.mean(dim=(2, 3)))
     grey = torch.rand(2, 1, 5, 5)
@@ -229,3 +232,24 @@ def test_scripted_failure_names_the_file(scripted: Callable[[nn.Module, str], st
     assert network(torch.zeros(2, 3, 4, 4)).shape == (2, 48)
     with pytest.raises(UserError, match=r"fixed\.pt failed on images \[2, 3, 5, 5\]"):
         network(torch.zeros(2, 3, 5, 5))
+
+
+# The kernel distance in these features
+
+
+def test_real_pictures_against_other_real_pictures_are_about_zero(
+    lite0: Lite0Features, repo_root: Path
+) -> None:
+    pairs = Pairs(str(repo_root / "data/openmoji64/test.parquet"), 32, 64, 0.0)
+    conditions, targets = (
+        from_uint8(np.stack(of)) for of in zip(*map(pairs.pair, range(160)), strict=True)
+    )
+    drawings, colourless = lite0(targets), lite0(conditions[::2])
+    real, others = drawings[::2], drawings[1::2, None]
+    same = kernel_distance(real, others)
+    apart = kernel_distance(real, colourless[:, None])
+    assert abs(same.value) < 2 * same.standard_error
+    assert same.standard_error < 0.1 * apart.value
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    shuffled = kernel_distance(real[order], others[order])
+    assert shuffled.value == pytest.approx(same.value, rel=1e-6)

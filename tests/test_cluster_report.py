@@ -57,7 +57,9 @@ def train(images: int, **terms: float) -> Record:
 
 
 def evaluation(images: int) -> Record:
-    return {"kind": "evaluation", "images": images, "kid_lite0": 0.1, "kid_lite0_condition": 0.245,
+    return {"kind": "evaluation", "images": images, "kid_unpaired_lite0": 0.1,
+            "kid_unpaired_lite0_condition": 0.245, "energy_score": 16.0, "energy_score_se": 0.36,
+            "energy_score_condition": 20.0,
             "l1": 0.2, "l1_condition": 0.136, "best_of_k_l1": 0.1, "k": 8, "diversity": 0.06,
             "ssim": 0.7, "ssim_condition": 0.6, "psnr": 17.0, "psnr_condition": 13.0,
             "seconds": 2.0, "time_s": 1002.0 + images / 100}  # fmt: skip
@@ -80,12 +82,14 @@ def test_a_whole_run(tmp_path: Path) -> None:
                {"kind": "end", "images": 96, "status": "finished", "time_s": 1004.0}]  # fmt: skip
     html = build_report(make(tmp_path, records, grids=2))
     page = Page(html)
-    # kid, l1 with best of k, diversity, ssim, psnr; entropy; g_norm; rate, seconds, images/s
-    assert page.count("svg") == 5 + 1 + 1 + 3
+    # energy score, kid, l1 with best of k, diversity, ssim, psnr; entropy; g_norm; rate, seconds,
+    # images/s
+    assert page.count("svg") == 6 + 1 + 1 + 3
     assert page.count("img") == 2
     assert page.count("input") == 1
-    assert html.count("✓ better") == 5
+    assert html.count("✓ better") == 6
     assert html.count("✗ worse") == 1
+    assert "± 0.360" in html
     assert "where time went" in html.lower()
     assert "lambda: 0.3" in html
 

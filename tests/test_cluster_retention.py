@@ -125,7 +125,7 @@ def test_pruning_keeps_the_last_and_the_best_and_takes_manifests_first(
 ) -> None:
     scores = {4: 0.9, 8: 0.1, 12: 0.5, 100: 0.4, 200: 0.3, 1000: 0.2}
     for images, score in scores.items():
-        saved(run, state, images, kid_lite0=score, kid_lite0_condition=0.0)
+        saved(run, state, images, energy_score=score, energy_score_condition=0.0)
 
     assert prune(run, rules(keep_last=2, keep_best=1)) == [4, 12, 100]
 
@@ -142,15 +142,21 @@ def test_pruning_keeps_the_last_and_the_best_and_takes_manifests_first(
 
 
 @pytest.mark.parametrize(
-    ("best_by", "best"), [("kid", 12), ("l1", 4), ("psnr", 8), ("diversity", 16)]
+    ("best_by", "best"),
+    [("kid", 12), ("energy_score", 8), ("l1", 4), ("psnr", 8), ("diversity", 16)],
 )
 def test_best_by_a_figure_whichever_way_is_better(
     run: Run, state: TrainState, best_by: str, best: int
 ) -> None:
-    saved(run, state, 4, kid_x=0.3, l1=0.1, psnr=10.0, diversity=0.1)
-    saved(run, state, 8, kid_x=0.3, l1=0.2, psnr=30.0, diversity=0.2)
-    saved(run, state, 12, kid_x=0.1, l1=0.3, psnr=20.0, diversity=0.3)
-    saved(run, state, 16, kid_x=0.2, l1=0.4, psnr=25.0, diversity=0.4)
+    names = ("kid_unpaired_x", "kid_lite0", "energy_score", "l1", "psnr", "diversity")
+    values = {  # kid_lite0 is the biased figure of releases before: it would have 4 for the best
+        4: (None, -1.0, 3.0, 0.1, 10.0, 0.1),
+        8: (0.3, None, 1.0, 0.2, 30.0, 0.2),
+        12: (0.1, None, 2.0, 0.3, 20.0, 0.3),
+        16: (None, 0.0, 4.0, 0.4, 25.0, 0.4),
+    }
+    for images, row in values.items():
+        saved(run, state, images, **dict(zip(names, row, strict=True)))
     saved(run, state, 20)  # one of SIGTERM: not measured
     prune(run, rules(keep_best=1, best_by=best_by))
     assert images_of(run) == [best, 20]
@@ -198,7 +204,7 @@ def test_damaged_ones_ahead_of_the_newest_count_for_nothing(run: Run, state: Tra
 
 def test_a_damaged_old_one_is_removed_and_never_the_best(run: Run, state: TrainState) -> None:
     for images, score in ((4, 0.1), (8, 0.2), (12, 0.3)):
-        saved(run, state, images, kid_x=score)
+        saved(run, state, images, energy_score=score)
     run.store.write(Checkpoint(run, 4).key("MANIFEST.json"), b"{damaged")
     assert prune(run, rules(keep_best=1)) == [4]
     assert images_of(run) == [8, 12]

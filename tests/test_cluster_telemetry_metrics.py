@@ -111,8 +111,8 @@ def test_a_log_becomes_metrics(settings: Settings) -> None:
         ("aalnet_discriminator_accuracy_ratio", ("a", "real")): 0.9,
         ("aalnet_discriminator_accuracy_ratio", ("a", "generated")): 0.7,
         ("aalnet_gradient_norm", ("a", "generator")): 3,
-        ("aalnet_evaluation_figure", ("a", "kid_lite0")): 0.2,
-        ("aalnet_evaluation_floor", ("a", "kid_lite0")): 0.6,
+        ("aalnet_evaluation_figure", ("a", "kid_unpaired_lite0")): 0.2,
+        ("aalnet_evaluation_floor", ("a", "kid_unpaired_lite0")): 0.6,
         ("aalnet_evaluation_figure", ("a", "diversity")): 0.1,
         ("aalnet_ema_distance_ratio", ("a",)): 0.01, ("aalnet_checkpoints_total", ("a",)): 1,
         ("aalnet_checkpoint_timestamp_seconds", ("a",)): 115,
@@ -140,7 +140,7 @@ def test_earlier_starts_count_once_and_no_counter_begins_anew_with_them(settings
     assert found["aalnet_lost_images_total", ("a",)] == 16
     assert found["aalnet_checkpoints_total", ("a",)] == 0  # of this process
     assert found["aalnet_non_finite_total", ("a",)] == 0
-    assert found["aalnet_evaluation_figure", ("a", "kid_lite0")] == 0.2
+    assert found["aalnet_evaluation_figure", ("a", "kid_unpaired_lite0")] == 0.2
     assert found["aalnet_checkpoint_timestamp_seconds", ("a",)] == 115
     assert not any(name.endswith("_count") for name, _ in found)
     assert from_log.status == "running"

@@ -116,7 +116,7 @@ def test_model_facts(store: FolderStore) -> None:
     facts = answer.json()
     assert facts["labels"] == list(LABELS)
     assert (facts["size_px"], facts["max_samples"]) == (32, 16)
-    assert facts["figures"] == {"kid_lite0": 0.5}
+    assert facts["figures"] == {"kid_unpaired_lite0": 0.5}
     assert facts["settings"]["network"]["noise_size"] == 4
 
 

@@ -55,10 +55,10 @@ def test_list_of_a_storage(store: FolderStore) -> None:
     assert mine["states"] == {
         "waiting": 0, "running": 1, "complete": 2, "pruned": 1, "fail": 1,
     }  # fmt: skip
-    assert mine["best"] == {"kid_lite0": pytest.approx(0.1)}
+    assert mine["best"] == {"energy_score": pytest.approx(0.1)}
     text = told(store, "list")
     assert "4/16" in text
-    assert "kid_lite0 0.100" in text
+    assert "energy_score 0.100" in text
 
 
 def test_list_of_an_empty_storage_says_how_to_begin(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_list_of_an_empty_storage_says_how_to_begin(tmp_path: Path) -> None:
 
 def test_show_for_people_and_for_scripts(store: FolderStore) -> None:
     text = told(store, "show", "mine")
-    assert "minimise kid_lite0" in text
+    assert "minimise energy_score" in text
     assert f"trial 2 failed: {REASON}" in text
     assert "aalnet campaigns best mine --storage" in text
     facts = json.loads(told(store, "show", "mine", "--json"))

@@ -90,7 +90,7 @@ def test_a_restart_of_the_server_is_waited_for(database: PostgresServer, tmp_pat
     back.start()
     try:
         assert run is not None
-        assert server.report(run, 16, {"kid_lite0": 0.5}) == "go on"
+        assert server.report(run, 16, {"energy_score": 0.5}) == "go on"
     finally:
         back.join()
     assert server.status().rows[0].values == (0.5,)
@@ -106,7 +106,7 @@ def test_a_server_that_stays_away_ends_it_with_one_line(
     try:
         started_s = time.monotonic()
         with pytest.raises(StudyUnavailable) as caught:
-            server.report(run or {}, 16, {"kid_lite0": 0.5})
+            server.report(run or {}, 16, {"energy_score": 0.5})
         assert time.monotonic() - started_s < 30
         assert PASSWORD not in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from tuner.status import CampaignStatus, RepeatResults, build_status, load_statu
 
 SEVERAL = {
     "objectives": [
-        {"figure": "kid_lite0"},
+        {"figure": "energy_score"},
         {"figure": "diversity", "direction": "maximise"},
     ],
     "pruning": {"kind": "none"},
@@ -113,7 +113,7 @@ def test_best_yaml_makes_the_winner_again(tmp_path: Path) -> None:
     assert settings.run.images == IMAGES
     assert settings.run.workers == 0
     head = path.read_text(encoding="utf-8").splitlines()[:3]
-    assert head[0].startswith("# Trial 0 of campaign usual: kid_lite0 0.1")
+    assert head[0].startswith("# Trial 0 of campaign usual: energy_score 0.1")
     assert head[2] == "# Into use: aalnet promote usual-0000 --model NAME"
 
 

@@ -16,7 +16,7 @@ def test_the_space_is_the_articles_by_default() -> None:
     settings = campaign_settings(DATA)
     assert list(settings.space) == list(SPACE)
     assert [name.rpartition(".")[2] for name in SPACE] == ["lambda", "eta", "beta", "gamma", "K"]
-    assert settings.objectives[0].figure == "kid_lite0"
+    assert settings.objectives[0].figure == "energy_score"
     assert settings.objectives[0].direction == "minimise"
 
 
@@ -47,7 +47,6 @@ def test_what_is_written_is_read_again() -> None:
          "pruning.kind must be none with 2 objectives"),
         ({"sampler.kind": "nsga2"}, "needs several objectives"),
         ({"pruning": {"kind": "asha", "first_rung_images": 32}}, "can stop nothing"),
-        ({"base.evaluation.features": "net.pt"}, "kid_lite0 is never reported"),
         ({"budget.trials": 0}, "trials"),
         ({"workers": 9}, "workers"),
         ({"samplers": {}}, "did you mean `sampler`"),

@@ -49,11 +49,11 @@ def test_what_is_not_finite_fails_with_its_reason(tmp_path: Path, value: float) 
     study = open_study(tmp_path, settings_of())
     run = study.ask()
     assert run is not None
-    study.report(run, 16, {"kid_lite0": value})
+    study.report(run, 16, {"energy_score": value})
     study.tell(run, finished(value))
     trial = study.study.trials[0]
     assert trial.state == TrialState.FAIL
-    assert trial.user_attrs[REASON] == f"kid_lite0 is {value}"
+    assert trial.user_attrs[REASON] == f"energy_score is {value}"
     assert trial.intermediate_values == {}
 
 
@@ -62,7 +62,7 @@ def test_a_figure_that_is_never_reported_fails_with_its_reason(tmp_path: Path) -
     run = study.ask()
     assert run is not None
     study.tell(run, Outcome("finished", {"l1": 0.1}))
-    assert study.study.trials[0].user_attrs[REASON] == "kid_lite0 is never reported"
+    assert study.study.trials[0].user_attrs[REASON] == "energy_score is never reported"
 
 
 def test_trials_that_fail_one_after_the_other_end_the_campaign(tmp_path: Path) -> None:
@@ -117,16 +117,16 @@ def test_every_trial_has_its_settings_seed_run_and_cost(tmp_path: Path) -> None:
     assert attributes["run"] == "tiny-0000"
     assert attributes["seed"] == 0
     assert attributes["files"] == files
-    assert attributes["figures"] == {"kid_lite0": 0.5, "l1": 0.25}
+    assert attributes["figures"] == {"energy_score": 0.5, "l1": 0.25}
     assert attributes["cost"] == {"seconds": 1.0, "images": IMAGES, "gpu_seconds": 0.0}
 
 
 def test_several_objectives_give_a_front(tmp_path: Path) -> None:
-    objectives = [{"figure": "kid_lite0"}, {"figure": "diversity", "direction": "maximise"}]
+    objectives = [{"figure": "energy_score"}, {"figure": "diversity", "direction": "maximise"}]
     settings = settings_of(objectives=objectives, budget__trials=3)
     study = open_study(tmp_path, settings)
     for run, pair in zip(runs(study), [(0.1, 0.2), (0.2, 0.4), (0.3, 0.1)], strict=True):
-        assert study.report(run, 16, {"kid_lite0": 9.0, "diversity": 0.0}) == "go on"
+        assert study.report(run, 16, {"energy_score": 9.0, "diversity": 0.0}) == "go on"
         study.tell(run, finished(pair[0], diversity=pair[1]))
     assert [trial.number for trial in study.study.best_trials] == [0, 1]
 

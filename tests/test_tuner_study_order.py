@@ -147,7 +147,7 @@ def test_more_trials_are_asked_for_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2"])
 def test_several_objectives_repeat_with_a_seed(tmp_path: Path, kind: str) -> None:
-    objectives = [{"figure": "kid_lite0"}, {"figure": "l1"}]
+    objectives = [{"figure": "energy_score"}, {"figure": "l1"}]
     settings = settings_of(objectives=objectives, sampler__kind=kind, budget__trials=6)
     studies = [open_study(tmp_path / name, settings) for name in "ab"]
     for study in studies:

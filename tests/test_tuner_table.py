@@ -32,7 +32,7 @@ def test_plan_says_what_is_searched_for_what_and_how_long(tmp_path: Path) -> Non
     })  # fmt: skip
     text = "\n".join(plan_lines(Campaign(FolderStore(tmp_path), "mine"), settings))
     assert "objective.eta (0.1 to 1, log), objective.K (2 | 4)" in text
-    assert "minimise kid_lite0" in text
+    assert "minimise energy_score" in text
     assert "12 of 9,600 images, none starts after 3,600 s; tpe" in text
     assert "asha, the first rung at 2,400 images; the best 1/2 of each go on" in text
     assert "the best 2 with seeds 1, 2" in text
@@ -47,7 +47,9 @@ def test_plan_of_what_is_switched_off(tmp_path: Path) -> None:
 
 def test_headline_and_budget(status: CampaignStatus) -> None:
     text = headline(status)
-    assert text.startswith("4/16 trials · 1 running, 2 complete, 1 pruned, 1 fail · best kid_lite0")
+    assert text.startswith(
+        "4/16 trials · 1 running, 2 complete, 1 pruned, 1 fail · best energy_score"
+    )
     assert "repeats 2/4" in text
     # 1,500 s for 4 trials and 2 repeats: 14 are left at 250 s each.
     assert text.endswith("58m20s left")
@@ -78,7 +80,7 @@ def test_lines_elsewhere_tell_each_change_once(
 def test_a_line_of_a_pruned_trial_says_where_it_stood(status: CampaignStatus) -> None:
     text = trial_line(status.rows[2], campaign_settings())
     assert text.startswith("trial   2 pruned")
-    assert text.endswith("-> kid_lite0 0.270 at 2,400 images")
+    assert text.endswith("-> energy_score 0.270 at 2,400 images")
 
 
 @pytest.mark.parametrize(("trials", "word"), [(16, "running"), (4, "finished")])

@@ -70,8 +70,8 @@ def test_the_page_tells_what_the_study_knows(
     screen.show(found, settings, "finished")
     screen.console.print(screen.page())
     text = out.getvalue()
-    for word in ("campaign search", "finished", "trials 4/4", "100%", "best kid", "0.250", "pruned",
-                 "25% of those ended", "spent"):  # fmt: skip
+    for word in ("campaign search", "finished", "trials 4/4", "100%", "best energy_score", "0.250",
+                 "pruned", "25% of those ended", "spent"):  # fmt: skip
         assert word in text, word
     assert BARS[-1] + BARS[0] in text  # the best fell
     assert max(map(len, text.splitlines())) <= width

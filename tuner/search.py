@@ -22,7 +22,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from cluster.runs.figures import kid_name
-from tuner.settings import CampaignSettings, SearchObjective, finite
+from tuner.settings import KERNEL_DISTANCE, CampaignSettings, SearchObjective, finite
 from tuner.space import Choices, Range
 
 Space = Mapping[str, BaseDistribution]
@@ -59,7 +59,7 @@ def direction_of(objective: SearchObjective) -> StudyDirection:
 
 def figure_of(evaluation: Mapping[str, Any], objective: SearchObjective) -> Any:
     """The objective's figure of an evaluation; None where it has none."""
-    name = kid_name(evaluation) if objective.figure == "kid" else objective.figure
+    name = kid_name(evaluation) if objective.figure == KERNEL_DISTANCE else objective.figure
     return evaluation.get(name) if name else None
 
 

@@ -20,7 +20,7 @@ from cluster.commands.options import Address, Json, Set, Storage, with_workers
 from cluster.commands.train import train_run
 from cluster.data.pictures import png
 from cluster.runs.checkpoint import Checkpoint, find_checkpoint, load_generator
-from cluster.runs.figures import FIGURE_ORDER, HIGHER_IS_BETTER, kid_name
+from cluster.runs.figures import HIGHER_IS_BETTER, floor_of, names
 from cluster.runs.run import Run
 from cluster.storage.location import open_store
 from cluster.training.held_out import HeldOut
@@ -93,11 +93,11 @@ def table(name: str, figures: dict[str, Figures]) -> Table:
     result = Table(title=f"{name}: {first['images']} held-out pairs, k = {first['k']}")
     for head in ("figure", *figures, "the condition"):
         result.add_column(head, justify="left" if head == "figure" else "right")
-    for key in (kid_name(first) or "l1", *FIGURE_ORDER):
+    for key in names(first):
         values = {model: float(each[key]) for model, each in figures.items()}
         best = (max if key in HIGHER_IS_BETTER else min)(values.values())
         cells = [f"[bold]{number(v)}[/bold]" if v == best else number(v) for v in values.values()]
-        floor = first.get(f"{key.removeprefix('best_of_k_')}_condition")
+        floor = floor_of(first, key)
         result.add_row(key, *cells, "" if floor is None else number(floor))
     for key in ("images_seen", "train_seconds"):
         result.add_row(key, *(f"{each[key]:,}" for each in figures.values()), "")

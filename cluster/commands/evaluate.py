@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-import math
+import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from aalnet.evaluation import Figures
+from aalnet.evaluation import Figures, few_pairs
 from aalnet.sampling import best_device
 from aalnet.settings import parse_settings
-from cluster.commands.options import Json, Storage
+from cluster.commands.options import Json, Storage, Temperature
 from cluster.runs.checkpoint import Checkpoint, find_checkpoint, load_generator
 from cluster.runs.figures import figures as figures_of
 from cluster.storage.location import open_store
@@ -31,27 +31,34 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="other held-out pairs (Parquet)")] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="samples per condition")] = None,
     features: Annotated[
-        str | None, typer.Option(help="TorchScript feature network for the KID")
+        str | None, typer.Option(help="TorchScript network for what is measured in features")
     ] = None,
+    temperature: Temperature = 1.0,
     storage: Storage = "./aalnet-runs",
     as_json: Json = False,
 ) -> None:
     """Measure a checkpoint on held-out pairs, beside returning the condition."""
     checkpoint = find_checkpoint(open_store(storage), model)
-    figures = evaluate_checkpoint(checkpoint, data=data, k=k, features=features)
+    figures = evaluate_checkpoint(
+        checkpoint, data=data, k=k, features=features, temperature=temperature
+    )
+    if (warning := few_pairs(int(figures["images"]))) is not None:
+        print(f"warning: {warning}", file=sys.stderr)
     if as_json:
-        # An infinite PSNR (all images exact) has no place in JSON.
-        finite = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        print(json.dumps({"run": checkpoint.run.name, "images_seen": checkpoint.images, **finite}))
+        facts = {"run": checkpoint.run.name, "images_seen": checkpoint.images}
+        print(json.dumps({**facts, "temperature": temperature, **figures}))
         return
     count = f"{figures['images']:,} held-out pairs, k = {figures['k']}"
+    if temperature != 1:
+        count += f", temperature {temperature:g}"
     table = Table(title=f"{checkpoint.run.name} at {checkpoint.images:,} images: {count}")
-    for head in ("figure", "model", "the condition", ""):
+    for head in ("figure", "model", "±", "the condition", ""):
         table.add_column(head, justify="left" if head in ("figure", "") else "right")
     for figure in figures_of(figures):
         floor = "" if figure.floor is None else f"{figure.floor:.4f}"
         verdict = {True: "better", False: "worse", None: ""}[figure.better]
-        table.add_row(figure.name, f"{figure.value:.4f}", floor, verdict)
+        error = "" if figure.standard_error is None else f"{figure.standard_error:.4f}"
+        table.add_row(figure.name, f"{figure.value:.4f}", error, floor, verdict)
     Console().print(table)
 
 
@@ -61,6 +68,7 @@ def evaluate_checkpoint(
     data: str | None = None,
     k: int | None = None,
     features: str | None = None,
+    temperature: float = 1.0,
 ) -> Figures:
     """All figures of a checkpoint, on its own held-out pairs or others."""
     device = best_device()
@@ -72,4 +80,4 @@ def evaluate_checkpoint(
         values["evaluation"]["features"] = features
     generator, _ = load_generator(checkpoint, device)
     held_out = HeldOut(parse_settings(values), manifest.spec, device)
-    return held_out.evaluate(generator, k)
+    return held_out.evaluate(generator, k, temperature)

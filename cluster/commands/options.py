@@ -22,6 +22,9 @@ Address = Annotated[
     str | None,
     typer.Option(help="join a running Ray cluster", envvar="RAY_ADDRESS", metavar="ADDRESS"),
 ]
+Temperature = Annotated[
+    float, typer.Option(help="noise times this: above 1 more varied, below 1 more alike")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 
 

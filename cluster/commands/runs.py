@@ -18,7 +18,7 @@ from aalnet.errors import UserError
 from aalnet.settings import Settings
 from cluster.commands.options import Json, Storage
 from cluster.commands.watch import RunName, watch
-from cluster.runs.figures import figures, kid_name
+from cluster.runs.figures import figures, score_of
 from cluster.runs.goodput import goodput
 from cluster.runs.run import Record, Run, find_run, list_runs, run_status
 from cluster.storage.location import open_store
@@ -27,7 +27,8 @@ from cluster.view.progress import duration, latest, number, printable, progress_
 DEFAULT_STORAGE = "./aalnet-runs"
 PIPED_WIDTH = 200  # a table that nobody looks at is not folded
 COLOURS = {"finished": "green", "running": "blue", "failed": "red", "damaged": "red"}
-COLUMNS = ("run", "model", "status", "images", "best kid", "diversity", "age")
+BEST = "best energy score"
+COLUMNS = ("run", "model", "status", "images", BEST, "diversity", "age")
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="List, show, watch and sweep runs.",
@@ -94,7 +95,7 @@ def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     first, last = (records[0], records[-1]) if records else ({}, {})
     row: dict[str, Any] = {
         "run": run.name, "model": None, "status": "damaged", "images": last.get("images", 0),
-        "total_images": None, "best_kid": None, "diversity": None,
+        "total_images": None, "best_energy_score": None, "diversity": None,
         "started_at_s": first.get("time_s"), "logged_at_s": last.get("time_s"),
     }  # fmt: skip
     try:
@@ -104,13 +105,13 @@ def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     if settings is None:
         return row | {"error": "it has no run.yaml"}
     evaluations = [record for record in records if record["kind"] == "evaluation"]
-    distances = [record[kid] for record in evaluations if (kid := kid_name(record))]
+    energies = [score_of(each, "energy_score") for each in evaluations]
     reason = last.get("error") if last.get("kind") == "end" else None
     return row | {
         "model": settings.model,
         "status": run_status(records),
         "total_images": settings.run.images,
-        "best_kid": min(distances, default=None),
+        "best_energy_score": min((e for e in energies if e is not None), default=None),
         "diversity": evaluations[-1].get("diversity") if evaluations else None,
         **({"error": reason} if reason else {}),
     }
@@ -149,11 +150,14 @@ def _page(run: Run, settings: Settings, facts: dict[str, Any], flag: str) -> lis
         f"report       {facts['report'] or 'none yet'}",
     ]
     if evaluation := facts["evaluation"]:
-        lines += ["", f"at {evaluation['images']:,} images{'':<4}{'this run':>12}{'condition':>12}"]
+        at = f"at {evaluation['images']:,} images"
+        lines += ["", f"{at:<22}{'this run':>12}{'±':>10}{'condition':>12}"]
         for figure in figures(evaluation):
             verdict = {True: "better", False: "worse", None: ""}[figure.better]
             floor = "-" if figure.floor is None else number(figure.floor)
-            lines.append(f"  {figure.name:<18}{number(figure.value):>12}{floor:>12}  {verdict}")
+            error = "" if figure.standard_error is None else number(figure.standard_error)
+            cells = f"{number(figure.value):>12}{error:>10}{floor:>12}"
+            lines.append(f"  {figure.name:<20}{cells}  {verdict}")
     return [*lines, "", "next:", *(f"  {command}" for command in _next(run, facts, flag))]
 
 
@@ -199,7 +203,7 @@ def _next(run: Run, facts: dict[str, Any], flag: str) -> list[str]:
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in COLUMNS:
-        right = column in {"images", "best kid", "diversity", "age"}
+        right = column in {"images", BEST, "diversity", "age"}
         table.add_column(column, justify="right" if right else "left", no_wrap=True)
     for row in rows:
         total = row["total_images"]
@@ -208,8 +212,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             row["model"] or "-",
             row["status"],
             progress_of(row["images"], total) if total else "-",
-            "-" if row["best_kid"] is None else number(row["best_kid"]),
-            "-" if row["diversity"] is None else number(row["diversity"]),
+            *(
+                "-" if row[key] is None else number(row[key])
+                for key in ("best_energy_score", "diversity")
+            ),
             _age(row["started_at_s"]),
         ]
         texts = [Text(printable(cell)) for cell in cells]

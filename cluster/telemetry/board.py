@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aalnet.errors import ConfigError
-from cluster.runs.figures import FIGURE_ORDER, floor_of, kid_name
+from cluster.runs.figures import floor_of, names
 from cluster.runs.run import Record, Run
 from cluster.storage.store import StoreError
 
@@ -69,11 +69,10 @@ class Board:
                        ("step_s", "data_s", "images_per_s")}  # fmt: skip
             values["train/lr"] = record["lr"]
         elif record["kind"] == "evaluation":
-            for name in (kid_name(record), *FIGURE_ORDER):
-                if name and record.get(name) is not None:
-                    values[f"evaluation/{name}"] = record[name]
-                    if (floor := floor_of(record, name)) is not None:
-                        values[f"condition/{name}"] = floor
+            for name in names(record):
+                values[f"evaluation/{name}"] = record[name]
+                if (floor := floor_of(record, name)) is not None:
+                    values[f"condition/{name}"] = floor
         scalars = [self._summary.Value(tag=tag, simple_value=v) for tag, v in values.items()]
         if scalars:
             self._add(record["images"], summary=self._summary(value=scalars))

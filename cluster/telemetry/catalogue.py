@@ -56,7 +56,8 @@ LABEL_VALUES = {
     "term": "a raw term of the objective: `log_likelihood`, `realism`, `entropy`, ...",
     "side": "`generator`, `discriminator`",
     "on": "`real`, `generated`; `pairs`: a sample against its target, what the loss sees",
-    "figure": "`kid_lite0`, `l1`, `best_of_k_l1`, `diversity`, `ssim`, `psnr`",
+    "figure": "`energy_score`, `pixel_energy_score`, `kid_unpaired_lite0`, `best_of_k_l1`, "
+    "`diversity`, `feature_diversity`, `label_following`, `l1`, `ssim`, `psnr`",
     "part": "of a run: `step`, `data`, `evaluation`, `checkpoint`, `start`, `recovery`, "
     "`lost work`, `other`; of a request: `queue`, `model`, `total`",
     "cause": "`crash`, `lost_node`, `preemption`, `start`, `storage`, `resize`, `driver`",
@@ -65,7 +66,7 @@ LABEL_VALUES = {
     "kind": "`allocated` and `reserved` by the worker, `used` by all, `total`",
     "model": "of a run: `aalnet`, `gan`, `vae`; of the endpoint: the promoted model's name",
     "device": "`cpu`, `cuda`",
-    "objective": "what a campaign searches by, such as `kid`",
+    "objective": "what a campaign searches by, such as `energy_score`",
     "route": "a path of the endpoint",
     "code": "the HTTP status",
     "reason": "why a request was refused (docs/endpoint.md)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from aalnet.settings import RetryCause, Settings
-from cluster.runs.figures import FIGURE_ORDER, floor_of, kid_name
+from cluster.runs.figures import floor_of, names
 from cluster.runs.goodput import PARTS, Account
 from cluster.runs.run import Record
 from cluster.telemetry.metrics import RunMetrics
@@ -93,9 +93,7 @@ class LogMetrics:
 
     def _add_evaluation(self, record: Record, *, past: bool) -> None:
         metrics = self._metrics
-        for name in (kid_name(record), *FIGURE_ORDER):
-            if name is None or record.get(name) is None:
-                continue
+        for name in names(record):
             self._set("aalnet_evaluation_figure", "figure", name, record[name])
             if (floor := floor_of(record, name)) is not None:
                 self._set("aalnet_evaluation_floor", "figure", name, floor)

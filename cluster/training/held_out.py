@@ -40,12 +40,15 @@ class HeldOut:
             features=load_features(settings.evaluation.features),
         )
 
-    def evaluate(self, generator: Generator, k: int | None = None) -> Figures:
+    def evaluate(
+        self, generator: Generator, k: int | None = None, temperature: float = 1.0
+    ) -> Figures:
         """All figures of a generator; k samples per condition, by default the setting's."""
         return self._evaluator.evaluate(
             lambda condition, label, noise: draw(generator, condition, label, noise),
             k=k or self.settings.evaluation.samples,
             seed=SEED,
+            temperature=temperature,
         )
 
     def grid(self, generator: Generator) -> Image.Image:

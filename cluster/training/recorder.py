@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from aalnet.errors import AalnetError
-from aalnet.evaluation import Figures
+from aalnet.evaluation import Figures, few_pairs
 from aalnet.state import TrainState
 from cluster.data.pictures import png
 from cluster.runs.goodput import before_start, goodput
@@ -97,6 +97,9 @@ class Recorder:
             **before,
             **(reason if "recovery_s" in before else {}),
         )
+        few = few_pairs(len(self._rank0.held_out.targets))
+        if few is not None and all(record.get("text") != few for record in log.history):
+            warnings = [*warnings, few]
         for text in warnings:
             self._warn(text)
 

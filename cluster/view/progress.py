@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from cluster.runs.figures import figures, kid_name
+from cluster.runs.figures import figures
 from cluster.runs.log import PUT_EVERY_S
 from cluster.runs.run import Record, Run, parse_records
 from cluster.storage.store import StoreError
 
 LINE_EVERY_S = 10.0  # plain train lines, by the records' own time
 LINE_TERMS = 3  # raw terms in a line; the report has them all
+LINE_FIGURES = 5  # of an evaluation, the first in order, likewise
+BAR_FIGURES = ("energy_score", "diversity")
 
 
 def follow(
@@ -130,8 +132,7 @@ class ProgressView:
         assert self.task is not None
         fields: dict[str, Any] = {"speed": _speed(record)} if record["kind"] == "train" else {}
         if record["kind"] == "evaluation":
-            names = (kid_name(record), "diversity")
-            fields["figures"] = _pairs((name, record.get(name)) for name in names if name)
+            fields["figures"] = _pairs((name, record.get(name)) for name in BAR_FIGURES)
         images = record["images"]
         fields["images"] = progress_of(images, self.total_images)
         bar.update(self.task, completed=images, total=self.total_images, **fields)
@@ -150,7 +151,8 @@ def describe(record: Record, total_images: int) -> str:
         raw = [(name, value) for name, value in terms_of(record).items() if not is_norm(name)]
         line = f"images {images}  {_speed(record)}  {_pairs(raw[:LINE_TERMS])}"
     elif kind == "evaluation":
-        line = f"evaluation at {images}  {_pairs((f.name, f.value) for f in figures(record))}"
+        measured = figures(record)[:LINE_FIGURES]
+        line = f"evaluation at {images}  {_pairs((f.name, f.value) for f in measured)}"
     elif kind == "checkpoint":
         mib = record.get("bytes", 0) / 2**20
         line = f"checkpoint at {images}  {mib:.1f} MiB in {duration(record.get('seconds', 0.0))}"

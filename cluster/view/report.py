@@ -226,7 +226,7 @@ def _evaluation_curves(evaluations: list[Record]) -> list[Curve]:
     likeness = [lines.pop(name) for name in ("l1", "best_of_k_l1") if name in lines]
     curves = [Curve(name, [line]) for name, line in lines.items()]
     if likeness:
-        curves.insert(1, Curve("mean absolute difference", likeness))
+        curves.insert(3, Curve("mean absolute difference", likeness))
     return curves
 
 

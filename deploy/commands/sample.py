@@ -11,10 +11,10 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from aalnet.errors import DataError
+from aalnet.errors import ConfigError, DataError
 from aalnet.networks import DataSpec
-from aalnet.sampling import best_device, draw, from_uint8, grid, noise_for, to_uint8
-from cluster.commands.options import Storage
+from aalnet.sampling import as_temperature, best_device, draw, from_uint8, grid, noise_for, to_uint8
+from cluster.commands.options import Storage, Temperature
 from cluster.data.pictures import MODES, decode_image, png
 from cluster.runs.checkpoint import find_checkpoint, load_generator
 from cluster.storage.location import open_store
@@ -51,14 +51,21 @@ def sample(
     key: Annotated[
         str | None, typer.Option(help="API key of the endpoint", envvar="AALNET_API_KEY")
     ] = None,
+    temperature: Temperature = 1.0,
     storage: Storage = "./aalnet-runs",
 ) -> None:
     """Draw k pictures for each condition image."""
     if url is not None:
+        if temperature != 1:
+            raise ConfigError(
+                "--temperature: an endpoint draws at 1; leave it away, or leave --url"
+            )
         images = [Path(model), *(images or [])]
         conditions, samples = draw_remotely(EndpointClient(url, key), images, label, k, seed)
     elif images:
-        conditions, samples = draw_here(model, images, label, k, seed, convert, storage)
+        conditions, samples = draw_here(
+            model, images, label, k, seed, convert, storage, temperature
+        )
     else:
         raise DataError("an IMAGE is missing: aalnet sample RUN IMAGE... --label L")
     for path in write(out, images, conditions, samples):
@@ -66,9 +73,17 @@ def sample(
 
 
 def draw_here(
-    model: str, images: list[Path], label: str, k: int, seed: int, convert: bool, storage: str
+    model: str,
+    images: list[Path],
+    label: str,
+    k: int,
+    seed: int,
+    convert: bool,
+    storage: str,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Conditions [N, Cx, S, S] and samples [N, k, Cy, S, S] by a checkpoint on this machine."""
+    scale = as_temperature(temperature)
     checkpoint = find_checkpoint(open_store(storage), model)
     spec = checkpoint.manifest().spec
     index = label_index(label, spec)
@@ -76,9 +91,9 @@ def draw_here(
     generator, settings = load_generator(checkpoint, device)
     size_px = settings.data.size_px
     conditions = torch.stack([read_condition(path, spec, size_px, convert) for path in images])
-    noise = noise_for(seed, 0, len(images), k, settings.network.noise_size).to(device)
+    noise = scale * noise_for(seed, 0, len(images), k, settings.network.noise_size)
     labels = torch.full((len(images),), index, device=device)
-    return conditions, draw(generator, conditions.to(device), labels, noise).cpu()
+    return conditions, draw(generator, conditions.to(device), labels, noise.to(device)).cpu()
 
 
 def draw_remotely(

@@ -19,10 +19,10 @@ from deploy.dashboards.queries import (
     state_number,
 )
 
-KID = 'figure=~"kid_.*"'
-KID_RATIO = (
-    f"{max_of('aalnet_evaluation_figure', KID, 'run')} "
-    f"/ {max_of('aalnet_evaluation_floor', KID, 'run')}"
+ENERGY = 'figure="energy_score"'
+ENERGY_RATIO = (
+    f"{max_of('aalnet_evaluation_figure', ENERGY, 'run')} "
+    f"/ {max_of('aalnet_evaluation_floor', ENERGY, 'run')}"
 )
 NOT_SCRAPED = "not scraped"
 RAY = "Ray's own metric, by its node agents; `not scraped` where Prometheus does not ask them."
@@ -57,10 +57,10 @@ RUN_COLUMNS = [
     Column("Workers", _last("aalnet_workers")),
     Column("Wanted", _last("aalnet_workers_wanted")),
     Column("Goodput", _last("aalnet_goodput_ratio"), "percentunit", GOODPUT_LIMITS),
-    Column("Kernel distance / floor",
-           f"{_last(f'aalnet_evaluation_figure{{{KID}}}')} / "
-           f"{_last(f'aalnet_evaluation_floor{{{KID}}}')}",
-           limits=[(0, GOOD), (0.8, WATCH), (1, BAD)]),
+    Column("Energy score / floor",
+           f"{_last(f'aalnet_evaluation_figure{{{ENERGY}}}')} / "
+           f"{_last(f'aalnet_evaluation_floor{{{ENERGY}}}')}",
+           limits=[(0, GOOD), (0.9, WATCH), (1, BAD)]),
     Column("Diversity", _last('aalnet_evaluation_figure{figure="diversity"}')),
     Column("D is right", _last('aalnet_discriminator_accuracy_ratio{on="pairs"}'),
            "percentunit", ACCURACY_LIMITS),
@@ -104,8 +104,8 @@ PANELS: list[Item] = [
     Row("Training"),
     graph("Images per second", "By run, stacked.",
           Query(rate_of("aalnet_images_total", labels="run"), "{{run}}"), stacked=True),
-    graph("Kernel distance / floor", "By run, at its last evaluation. Below 1 (dashed) a model is "
-          "worth something; lower is better.", Query(KID_RATIO, "{{run}}"),
+    graph("Energy score / floor", "By run, at its last evaluation. Below 1 (dashed) a model is "
+          "worth something; lower is better.", Query(ENERGY_RATIO, "{{run}}"),
           limits=[(0, GOOD), (1, BAD)]),
     graph("D is right", "Share of sample-target pairs that D tells apart, by run: above the "
           "dashed line D has won.",

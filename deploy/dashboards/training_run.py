@@ -20,10 +20,13 @@ from deploy.dashboards.queries import (
 )
 
 RUN = 'run="$run"'
-KID = f'{RUN},figure=~"kid_.*"'
+ENERGY = f'{RUN},figure="energy_score"'
+KID_NAMES = "kid_unpaired_.*"  # `kid_lite0` of releases before was another, biased figure
 IMAGES, TARGET = max_of("aalnet_run_images", RUN), max_of("aalnet_run_target_images", RUN)
 IMAGES_PER_S = rate_of("aalnet_images_total", RUN)
-KID_RATIO = f"{max_of('aalnet_evaluation_figure', KID)} / {max_of('aalnet_evaluation_floor', KID)}"
+ENERGY_RATIO = (
+    f"{max_of('aalnet_evaluation_figure', ENERGY)} / {max_of('aalnet_evaluation_floor', ENERGY)}"
+)
 EVALUATION_S = (
     f"sum(aalnet_evaluation_seconds_sum{{{RUN}}}) / sum(aalnet_evaluation_seconds_count{{{RUN}}})"
 )
@@ -58,9 +61,9 @@ PANELS: list[Item] = [
          "first; lower the learning rate, or eta or gamma, and start it again.",
          f"max(max_over_time(aalnet_non_finite_total{{{RUN}}}[$__range]))", decimals=0,
          limits=[(0, GOOD), (1, BAD)]),
-    stat("Kernel distance / floor", "`kid_lite0` on held-out pairs, over that of giving the "
+    stat("Energy score / floor", "`energy_score` on held-out pairs, over that of giving the "
          "condition back unchanged. Below 1 the model is worth something; lower is better.",
-         KID_RATIO, decimals=3, limits=[(0, GOOD), (0.8, WATCH), (1, BAD)]),
+         ENERGY_RATIO, decimals=3, limits=[(0, GOOD), (0.9, WATCH), (1, BAD)]),
     stat("Diversity", "Mean difference between samples of one condition. Near 0 the noise is "
          "ignored: eight samples are eight times the same picture.",
          f'max(aalnet_evaluation_figure{{{RUN},figure="diversity"}})', decimals=4,
@@ -95,15 +98,26 @@ PANELS: list[Item] = [
           "sample from. It falls with the learning rate.",
           Query(max_of("aalnet_ema_distance_ratio", RUN), "distance"), unit="percentunit"),
     Row("Quality on held-out pairs"),
-    graph("Kernel distance", "`kid_lite0` between samples and targets; lower is better. The floor "
-          "is that of giving the condition back unchanged.", Query(figure("kid_.*"), "{{figure}}"),
-          Query(floor("kid_.*"), "floor"), log_scale=True),
+    graph("Energy score", "In features of pictures: distance to the target, less half of that "
+          "between samples. Best for the true distribution alone, so neither an average nor a "
+          "scatter can win; lower is better. The floor is giving the condition back unchanged.",
+          Query(figure("energy_score"), "energy score"), Query(floor("energy_score"), "floor")),
+    graph("Energy score of pixels", "The same, distances of pixels (root mean square).",
+          Query(figure("pixel_energy_score"), "pixels"),
+          Query(floor("pixel_energy_score"), "floor")),
+    graph("Kernel distance", "Between samples and targets of other conditions, in features; lower "
+          "is better, about 0 is a draw. The floor is giving the condition back unchanged.",
+          Query(figure(KID_NAMES), "{{figure}}"), Query(floor(KID_NAMES), "floor"),
+          log_scale=True),
     graph("Likeness", "Mean absolute difference from the target, of one sample and of the best of "
           "K. One sample far above the best of K is diversity at work.",
           Query(figure("l1|best_of_k_l1"), "{{figure}}"), Query(floor("l1"), "floor")),
     graph("Diversity", "Mean difference between samples of one condition. eta raises it, flatness "
           "lowers it; below the dashed line the noise is ignored.",
           Query(figure("diversity"), "diversity"), limits=[(0, BAD), (0.005, GOOD)]),
+    graph("Label following", "How far another label moves samples towards that label's targets: 0 "
+          "not at all, 1 all the way. Absent where targets do not differ by label.",
+          Query(figure("label_following"), "label following"), limits=[(0, BAD), (0.25, GOOD)]),
     graph("Structure", "Structural similarity with the target; 1 is the target itself.",
           Query(figure("ssim"), "ssim"), Query(floor("ssim"), "floor")),
     graph("Signal to noise", "Peak signal-to-noise ratio against the target, in decibels.",

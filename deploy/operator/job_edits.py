@@ -20,7 +20,7 @@ from deploy.operator.objects import (
     workload,
 )
 from deploy.operator.options import DeployOptions, worker_range
-from tuner.settings import parse_campaign, read_campaign
+from tuner.settings import measured, parse_campaign, read_campaign
 
 SETTINGS_KEY = {"trainer": "run.yaml", "campaign": "campaign.yaml"}
 ALL_ADDRESSES = "0.0.0.0"  # Prometheus comes from another pod
@@ -95,7 +95,7 @@ def _agree_on_campaign(
         at_once = values.get("trials_at_once", "auto")
         most = at_once * per_trial if isinstance(at_once, int) else group["maxReplicas"]
         least = min(group["minReplicas"], most)
-    parse_campaign(values)
+    measured(parse_campaign(values))
     return least, most
 
 

@@ -92,15 +92,15 @@ def test_a_restored_state_goes_on_as_the_first_one_does(data: Path, tmp_path: Pa
 
 
 def test_the_same_state_gives_the_same_bytes(run: Run, state: TrainState) -> None:
-    first = checkpoint_at(run, state, 12, kid_x=0.5)
+    first = checkpoint_at(run, state, 12, energy_score=0.5)
     bytes_before = {p.name: p.read_bytes() for p in folder_of(first).iterdir()}
-    second = checkpoint_at(run, state, 12, kid_x=0.5)
+    second = checkpoint_at(run, state, 12, energy_score=0.5)
     assert {p.name: p.read_bytes() for p in folder_of(second).iterdir()} == bytes_before
 
 
 def test_the_manifest_says_what_was_trained_on(run: Run, state: TrainState) -> None:
-    facts = checkpoint_at(run, state, 12, kid_x=0.25).manifest()
-    assert facts.figures == {"kid_x": 0.25}
+    facts = checkpoint_at(run, state, 12, energy_score=0.25).manifest()
+    assert facts.figures == {"energy_score": 0.25}
     assert facts.spec == state.spec
     assert (facts.images_seen, facts.steps) == (12, state.steps)
     assert parse_settings(dict(facts.settings)) == state.settings

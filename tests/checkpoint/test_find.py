@@ -19,7 +19,7 @@ from tests.support.tiny_checkpoints import (
 @pytest.fixture
 def three(run: Run, state: TrainState) -> Run:
     for images, score in ((8, 0.3), (16, 0.1), (1600, 0.2)):
-        checkpoint_at(run, state, images, kid_lite0=score)
+        checkpoint_at(run, state, images, energy_score=score)
     return run
 
 
@@ -94,8 +94,8 @@ def test_other_folders_are_no_checkpoints(three: Run) -> None:
 def test_a_figure_that_is_no_figure_is_nobodys_best(
     run: Run, state: TrainState, value: object
 ) -> None:
-    good = checkpoint_at(run, state, 8, kid_lite0=5.0)
-    odd = checkpoint_at(run, state, 12, kid_lite0=value)  # type: ignore[arg-type]
-    best = by_figure([good, odd], "kid")
+    good = checkpoint_at(run, state, 8, energy_score=5.0)
+    odd = checkpoint_at(run, state, 12, energy_score=value)  # type: ignore[arg-type]
+    best = by_figure([good, odd], "energy_score")
     assert best[-1] == good
     assert len(best) == (2 if value is True else 1)

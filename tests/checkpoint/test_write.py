@@ -88,9 +88,9 @@ def test_a_write_that_fails_leaves_no_checkpoint_to_be_seen(
 
 
 def test_a_second_writer_of_the_same_numbers_is_welcome(run: Run, state: TrainState) -> None:
-    first = checkpoint_at(run, state, 12, kid_x=0.5)
+    first = checkpoint_at(run, state, 12, energy_score=0.5)
     before = first.manifest()
-    checkpoint_at(run, state, 12, kid_x=0.75)  # a repeated interval measures again
+    checkpoint_at(run, state, 12, energy_score=0.75)  # a repeated interval measures again
     assert first.manifest() == before, "the first one to create the manifest has won"
 
 

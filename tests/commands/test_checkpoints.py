@@ -110,9 +110,9 @@ def test_a_checkpoint_that_cannot_be_used(
     assert not (here / "32.png").exists()
     for done in commands("demo"):
         assert done.code == 0, "the one before is whole"
-        assert done.err.startswith("warning: checkpoint at 32 images is passed over: ")
-        assert len(done.err.splitlines()) == 1
-        assert "checkpoints/32" in done.err
+        (told,) = [line for line in done.err.splitlines() if "held-out pairs are few" not in line]
+        assert told.startswith("warning: checkpoint at 32 images is passed over: ")
+        assert "checkpoints/32" in told
     assert (here / "mo.png").exists()
     spoil(older, *SPOILT[case])
     for name in ("demo", "demo@16"):

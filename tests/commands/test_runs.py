@@ -22,8 +22,9 @@ from cluster.storage.store import StoreUnavailable
 from cluster.view.checks import Check
 
 EVALUATION: Record = {
-    "kind": "evaluation", "images": 48, "k": 8, "kid_lite0": 0.5, "kid_lite0_condition": 0.245,
-    "l1": 0.1, "l1_condition": 0.136, "best_of_k_l1": 0.1, "diversity": 0.06,
+    "kind": "evaluation", "images": 48, "k": 8, "energy_score": 16.0, "energy_score_se": 0.36,
+    "energy_score_condition": 20.0, "kid_unpaired_lite0": 0.5,
+    "kid_unpaired_lite0_condition": 0.245, "l1": 0.1, "best_of_k_l1": 0.1, "diversity": 0.06,
 }  # fmt: skip
 
 
@@ -69,21 +70,12 @@ def test_list_of_nothing_says_how_to_start(store: FolderStore) -> None:
 
 
 def test_list(store: FolderStore) -> None:
-    better = {**EVALUATION, "images": 96, "kid_lite0": 0.125, "diversity": 0.07}
+    better = {**EVALUATION, "images": 96, "energy_score": 12.5, "diversity": 0.07}
     make(store, "one", EVALUATION, better, {**EVALUATION, "images": 96}, end("finished"))
     make(store, "two")
     lines = typed("list", "--storage", store.uri).splitlines()
-    assert lines[0].split() == [
-        "run",
-        "model",
-        "status",
-        "images",
-        "best",
-        "kid",
-        "diversity",
-        "age",
-    ]
-    assert lines[1].split()[:6] == ["one", "aalnet", "finished", "96/96", "0.125", "0.0600"]
+    assert " ".join(lines[0].split()) == "run model status images best energy score diversity age"
+    assert lines[1].split()[:6] == ["one", "aalnet", "finished", "96/96", "12.5", "0.0600"]
     assert lines[2].split()[:6] == ["two", "aalnet", "running", "0/96", "-", "-"]
 
 
@@ -92,7 +84,7 @@ def test_list_as_json_by_the_variable(store: FolderStore, monkeypatch: pytest.Mo
     monkeypatch.setenv("AALNET_STORAGE", store.uri)
     (row,) = json.loads(typed("list", "--json"))
     assert (row["run"], row["status"], row["error"]) == ("one", "failed", "why")
-    assert (row["images"], row["total_images"], row["best_kid"]) == (96, 96, 0.5)
+    assert (row["images"], row["total_images"], row["best_energy_score"]) == (96, 96, 16.0)
 
 
 def test_a_damaged_run_is_listed(store: FolderStore) -> None:
@@ -133,6 +125,9 @@ def test_show(store: FolderStore) -> None:
     assert f"{store.uri}/runs/one/samples/48.png" in out
     assert f"{store.uri}/runs/one/report.html" in out
     assert [line.split()[-1] for line in out.splitlines() if line.startswith("  kid")] == ["worse"]
+    assert ["energy_score", "16.0", "0.360", "20.0", "better"] in [
+        line.split() for line in out.splitlines()
+    ]
     assert f"  aalnet runs watch one --storage {store.uri}" in out.splitlines()
     facts = json.loads(typed("show", "one", "--storage", store.uri, "--json"))
     assert facts["checkpoints"] == [8, 48]

@@ -110,15 +110,40 @@ def test_options_that_cannot_be(
 
 def test_evaluate_prints_figures(type_: Aalnet, storage: Path, data: Path) -> None:
     done = type_("evaluate", "demo@16", "--json", "--storage", storage)
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
+    assert done.err.startswith("warning: 4 held-out pairs are few")
+    assert len(done.err.splitlines()) == 1
     figures = json.loads(done.out)
     assert (figures["run"], figures["images_seen"], figures["k"]) == ("demo", 16, 2)
-    assert {"kid_lite0", "l1", "best_of_k_l1", "diversity", "l1_condition"} <= figures.keys()
+    assert {
+        "energy_score",
+        "energy_score_se",
+        "kid_unpaired_lite0",
+        "l1_condition",
+    } <= figures.keys()
     stored = checkpoints(Run(FolderStore(storage), "demo"))[0].manifest().figures
     assert figures["l1"] == pytest.approx(stored["l1"], rel=1e-6)
     table = type_("evaluate", "demo@16", "--storage", storage)
     assert table.code == 0
     assert "best_of_k_l1" in table.out
+
+
+def test_temperature_moves_the_figures(type_: Aalnet, storage: Path) -> None:
+    def spread(*more: object) -> float:
+        done = type_("evaluate", "demo", "--json", "--storage", storage, *more)
+        return float(json.loads(done.out)["diversity"])
+
+    assert spread() < spread("--temperature", 2)
+    assert spread("--temperature", 1) == spread()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_temperature_that_is_no_scale(type_: Aalnet, storage: Path, value: str) -> None:
+    told = f"temperature must be finite and > 0, got {float(value)}"
+    evaluated = type_("evaluate", "demo", "--temperature", value, "--storage", storage)
+    assert_refused(evaluated, told)
+    options = ("--label", "a", "--temperature", value, "--storage", storage)
+    assert_refused(type_("sample", "demo", "absent.png", *options), told)
 
 
 def test_evaluate_on_data_that_cannot_be_used(type_: Aalnet, storage: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_campaign_is_told_of(live_metrics: str) -> None:
     assert 0 < now("aalnet_campaign_spent_seconds") < now("aalnet_campaign_budget_seconds")
     assert now("time() - aalnet_campaign_last_progress_timestamp_seconds") < 300
     best = query(live_metrics, "aalnet_campaign_best_value")
-    assert [found["metric"]["objective"] for found in best] == ["kid_lite0"]
+    assert [found["metric"]["objective"] for found in best] == ["energy_score"]
     assert now("count(count by (campaign) (aalnet_campaign_trials))") == 1
 
 

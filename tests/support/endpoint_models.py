@@ -61,7 +61,7 @@ def make_checkpoint(
         change(state)
     run = Run(store, run_name)
     run.claim(settings)
-    save(run, state, {"kid_lite0": 0.5})
+    save(run, state, {"kid_unpaired_lite0": 0.5})
     return Checkpoint(run, images)
 
 

@@ -64,8 +64,8 @@ def open_study(
 
 
 def finished(value: float, **figures: float) -> Outcome:
-    """A run that ended well, with this kid_lite0."""
-    return Outcome("finished", {"kid_lite0": value, **figures}, Cost(1.0, IMAGES))
+    """A run that ended well, with this energy_score."""
+    return Outcome("finished", {"energy_score": value, **figures}, Cost(1.0, IMAGES))
 
 
 def failed(reason: str) -> Outcome:

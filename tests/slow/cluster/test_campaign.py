@@ -40,7 +40,7 @@ def test_a_campaign_as_a_job_and_its_winner_trained_again_and_promoted(
 
     made = figures("again", "best")
     assert made == figures("all", facts["run"])
-    assert made[-1]["kid_lite0"] == facts["values"]["kid_lite0"]
+    assert made[-1]["energy_score"] == facts["values"]["energy_score"]
 
     told = typed("promote", facts["run"], "--model", "chosen", *storage)
     assert f"model `chosen` is {facts['run']}@32" in told

@@ -76,7 +76,7 @@ def test_a_job_is_killed_resumed_doubled_and_stopped(
         "-k", "2",
     )  # fmt: skip
     assert figures.ends() == 0, figures.told
-    assert "kid_lite0" in figures.told
+    assert "kid_unpaired_lite0" in figures.told
 
 
 @pytest.mark.timeout(400)
