@@ -115,7 +115,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
     assert line.startswith("gan, seed 0: ")
     assert "not finite" in line
     wild, vae = result()["models"]
-    assert (wild["file"], wild["figures"]) == ("wild.yaml", {"energy_score": {}} | wild["figures"])
+    assert wild["file"] == "wild.yaml"
+    assert not any(wild["figures"].values())
     assert vae["figures"]["energy_score"]["mean"] > 0
     assert result()["complaints"] == [line]
 
