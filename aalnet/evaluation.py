@@ -114,6 +114,25 @@ class Evaluator:
             **self._condition_figures,
         }
 
+    @torch.no_grad()
+    def energy_scores(
+        self, draw: Draw, *, k: int, seed: int, temperature: float | Tensor = 1.0
+    ) -> Tensor:
+        """The energy score of each image, [N] on CPU: in features, or in pixels where there are
+        none. A fraction of `evaluate`'s time. Arguments as there.
+        """
+        scale, found = self._temperatures(temperature), []
+        for batch in self._batches():
+            noise = self._noise(batch, k, seed) * scale[batch, None, None]
+            samples = self._draw(draw, batch, self.labels, noise)
+            if self.features is None:
+                found.append(scores.pixel_energy_score(self.targets[batch], samples).cpu())
+            else:
+                features = self._features(samples.flatten(0, 1)).view(len(samples), k, -1)
+                real = self._target_features[batch]
+                found.append(scores.feature_energy_score(real, features))
+        return torch.cat(found)
+
     def _batches(self) -> Iterator[slice]:
         for start in range(0, len(self.targets), self.batch_images):
             yield slice(start, min(start + self.batch_images, len(self.targets)))

@@ -50,6 +50,26 @@ def test_mistakes_are_found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         check_command(["train", config, *STORAGE], tmp_path / "nowhere")
 
 
+def test_settings_of_compared_models_are_read_here(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_values(tmp_path)).name
+    write_config(tmp_path / "vae.yaml", tiny_values(tmp_path, {"model": "vae"}))
+    other = tmp_path / "other"
+    other.mkdir()
+    write_config(other / "c.yaml", tiny_values(tmp_path))
+    write_config(other / "gan.yaml", tiny_values(tmp_path, {"model": "gan", "data.size_px": 64}))
+    command = ["compare", config, "--equal", "seconds", "--seconds", "9", *STORAGE, "--models"]
+    check_command([*command, "aalnet,vae=vae.yaml"], tmp_path)
+    wrong = {
+        "no file `none.yaml`": "vae=none.yaml",
+        "lies outside": "vae=../vae.yaml",
+        "data.size_px 64": "gan=gan.yaml",
+        "`dcgan`": "dcgan",
+    }
+    for told, models in wrong.items():
+        with pytest.raises(UserError, match=told):
+            check_command([*command, models], other)
+
+
 def test_storage_of_the_shell_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AALNET_STORAGE", "s3://bucket/prefix")
     check_command(["evaluate", "run"], tmp_path)

@@ -13,6 +13,7 @@ import typer
 from aalnet.errors import ConfigError, UserError
 from aalnet.settings import load_settings
 from cluster.launch import jobs
+from cluster.runs.contestants import contestants, named
 
 VERBS = ("train", "tune", "evaluate", "compare")
 INTERRUPTED = 130
@@ -80,16 +81,26 @@ def check_command(
         raise UserError(f"--working-dir {folder} is not a folder")
     _check_storage(arguments)
     if verb != "evaluate" and arguments and not arguments[0].startswith("-"):
-        config = folder / arguments[0]
-        if not config.resolve().is_relative_to(folder):
-            raise ConfigError(
-                f"`{arguments[0]}` lies outside {folder}, which is what the job gets; copy it "
-                "there, or give --working-dir"
-            )
-        if not config.is_file():
-            raise ConfigError(f"there is no file `{arguments[0]}` in {folder}; give its path there")
+        config, overrides = _file_in(folder, arguments[0]), values_of(arguments, "--set")
         if verb in readers:
-            readers[verb](str(config), values_of(arguments, "--set"))
+            readers[verb](str(config), overrides)
+        for models in values_of(arguments, "--models") if verb == "compare" else ():
+            for file in filter(None, named(models).values()):
+                _file_in(folder, file)
+            contestants(str(config), models, overrides, folder)
+
+
+def _file_in(folder: Path, name: str) -> Path:
+    """A file that the job gets, for it lies in the folder that is uploaded."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder):
+        raise ConfigError(
+            f"`{name}` lies outside {folder}, which is what the job gets; copy it there, or give "
+            "--working-dir"
+        )
+    if not file.is_file():
+        raise ConfigError(f"there is no file `{name}` in {folder}; give its path there")
+    return file
 
 
 def _check_storage(arguments: Sequence[str]) -> None:

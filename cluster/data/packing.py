@@ -101,7 +101,7 @@ def pack_shard(shard: ShardPlan) -> dict[str, Any]:
     labels: dict[str, int] = {}
     for row in rows:
         labels[row[1]] = labels.get(row[1], 0) + 1
-    data = _parquet(rows)
+    data = parquet(rows)
     store.write(shard.shard_key, data)
     manifest = {
         "format": FORMAT, "digest": shard.digest, "shard": shard.shard_key, "rows": len(rows),
@@ -214,7 +214,8 @@ def _bucket(name: str) -> Store:
     return open_store(f"{S3}{name}")
 
 
-def _parquet(rows: Sequence[Row]) -> bytes:
+def parquet(rows: Sequence[Row]) -> bytes:
+    """A shard's Parquet file, its pictures as they come."""
     sink = pa.BufferOutputStream()
     # Pictures are compressed already.
     compression = {"id": "zstd", "label": "zstd"}

@@ -14,8 +14,6 @@ ORDER = (
     "label_following", "l1", "ssim", "psnr",
 )  # fmt: skip
 HIGHER_IS_BETTER = frozenset({"diversity", "feature_diversity", "label_following", "ssim", "psnr"})
-
-
 SILENT_BELOW = 0.1  # of the spread, which is 1 for the true distribution
 EARLY_SHARE, EARLY_IMAGES = 0.2, 6000  # of a run: it may still be silent, whichever is less
 

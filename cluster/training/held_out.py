@@ -41,7 +41,7 @@ class HeldOut:
         )
 
     def evaluate(
-        self, generator: Generator, k: int | None = None, temperature: float = 1.0
+        self, generator: Generator, k: int | None = None, temperature: float | Tensor = 1.0
     ) -> Figures:
         """All figures of a generator; k samples per condition, by default the setting's."""
         return self._evaluator.evaluate(
@@ -51,17 +51,33 @@ class HeldOut:
             temperature=temperature,
         )
 
+    def energy_scores(self, generator: Generator, k: int, temperature: float) -> Tensor:
+        """The energy score of each pair, [N], by other noise than `evaluate` has."""
+        return self._evaluator.energy_scores(
+            lambda condition, label, noise: draw(generator, condition, label, noise),
+            k=k,
+            seed=SEED + 1,
+            temperature=temperature,
+        )
+
     def grid(self, generator: Generator) -> Image.Image:
         """Condition, target and samples of fixed conditions; the same noise every time."""
         k = self.settings.evaluation.samples
         rows = self.grid_rows(generator, k)
         return grid(rows, ["condition", "target", *(f"sample {i + 1}" for i in range(k))])
 
-    def grid_rows(self, generator: Generator, k: int) -> list[list[Tensor]]:
-        """Rows of condition, target and k samples, spread over the held-out pairs."""
+    def grid_rows(
+        self, generator: Generator, k: int, temperature: Tensor | None = None
+    ) -> list[list[Tensor]]:
+        """Rows of condition, target and k samples, spread over the held-out pairs.
+
+        temperature: of each held-out pair, [N]; None: 1 for all.
+        """
         count = min(self.settings.run.grid_conditions, len(self.targets))
         chosen = torch.linspace(0, len(self.targets) - 1, count).long()
         condition, target = self.conditions[chosen], self.targets[chosen]
         noise = noise_for(SEED, 0, count, k, self.settings.network.noise_size)
+        if temperature is not None:
+            noise = noise * temperature[chosen, None, None]
         samples = draw(generator, condition, self.labels[chosen], noise.to(self.device))
         return [[condition[i], target[i], *samples[i]] for i in range(count)]
