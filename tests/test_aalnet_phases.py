@@ -97,6 +97,16 @@ def test_a_share_begins_at_the_first_image_that_reaches_it(run_images: int, shar
         assert [span.images_seen for span in spans(settings, run_images)] == [0, first]
 
 
+@pytest.mark.parametrize("heeded", ["lambda", "beta", "gamma", None])
+def test_d_works_only_where_g_heeds_it(heeded: str | None) -> None:
+    weights = {"lambda": 0.0, "beta": 0.0, "gamma": 0.0} | ({heeded: 0.1} if heeded else {})
+    settings = parse_settings({"objective": weights})
+    found = spans(settings.objective, settings.run.images)
+    assert any(span.phase.adversary for span in found) == (heeded is not None)
+    assert found[-1].phase == (ALL if heeded else PRIOR)
+    assert phase_at(settings.objective, 1000, 999) == found[-1].phase
+
+
 def test_a_share_of_1_is_never_reached() -> None:
     for images in (999, 1000, 50_000):
         assert phase_at(objective(0, 1.0, 1.0), 1000, images) == QUIET

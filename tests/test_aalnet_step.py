@@ -134,6 +134,13 @@ def test_without_a_proposal_the_prior_alone_estimates_the_likelihood() -> None:
     assert state.networks.keys() == {"generator", "discriminator"}
 
 
+def test_without_a_weight_of_d_there_is_no_d() -> None:
+    state = new_state(settings_of(objective={"lambda": 0.0, "beta": 0.0, "gamma": 0.0}))
+    found = train_step(state, global_batch(0)).keys()
+    assert found == ALWAYS | OF_PRIOR | {"entropy"}
+    assert state.networks.keys() == {"generator", "proposal"}
+
+
 def test_a_reward_wants_two_that_are_judged() -> None:
     state = new_state(settings_of(objective={"judged": 1}))
     assert "reward" not in train_step(state, global_batch(0))

@@ -62,6 +62,7 @@ def generator_of(spec: DataSpec = SPEC, **overrides: Any) -> Generator:
     torch.manual_seed(0)
     generator = Generator(tiny_settings(Path("data"), dotted), spec).eval().requires_grad_(False)
     torch.nn.init.normal_(generator.output.weight, std=0.2)
+    torch.nn.init.normal_(generator.moments.weight, std=0.3)  # a prior that has learned something
     return generator
 
 
@@ -100,6 +101,15 @@ def test_checkpoints_of_one_architecture_share_a_graph_but_no_weight() -> None:
         expected = draw(generator, from_uint8(inputs.condition), label, noise[:, None])[:, 0]
         images = executor_of(generator).run(inputs).images
         assert float((torch.from_numpy(images) - expected).abs().max()) <= 1e-3
+
+
+def test_the_prior_is_exported_too() -> None:
+    generator = generator_of()
+    inputs = probe_input(generator, SPEC, 32, 4)
+    by_prior = executor_of(generator).run(inputs).images
+    torch.nn.init.zeros_(generator.moments.weight)
+    without = executor_of(generator).run(inputs).images
+    assert np.abs(by_prior - without).max(axis=(1, 2, 3)).min() > 1e-2
 
 
 def test_where_bits_depend_on_the_batch_every_batch_has_one_size(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from aalnet.networks import DataSpec, Discriminator, Generator
+from aalnet.networks import DataSpec, Discriminator, Generator, Proposal
 from aalnet.settings import Settings
 from benchmarks.speed.training import CYCLE, QUICK, Trainer, demo, gloo_workers
 from benchmarks.speed.turns import Times, in_turns
@@ -42,9 +42,9 @@ def _cycles(a: str, b: str, cases: Mapping[str, Overrides], quick: bool) -> tupl
 def penalties(quick: bool) -> Result:
     """Demo settings, one process, one thread, real batches held in memory. Two train states step in
     turns, one as configured (finite differences, interval 16), one with `gamma = flatness = 0`. A
-    round is a whole cycle of 16 steps, so it holds one step with both penalties of G and four with
-    that of D; the figure is the ratio of the medians over rounds. All-reduces are counted by
-    `ProcessWorld` in two gloo processes, for a step without and a step with the penalties.
+    round is a whole cycle of 16 steps of a run's last phase, so it holds one step with both
+    penalties of G and that of D; the figure is the ratio of the medians over rounds. All-reduces
+    are counted by `ProcessWorld` in two gloo processes, for a step without and one with penalties.
     """
     cases = {"with": (), "without": WITHOUT_PENALTIES}
     ratio, raw = _cycles("with", "without", cases, quick)
@@ -91,27 +91,27 @@ PRECISIONS: dict[str, Overrides] = {
 
 def precision(quick: bool) -> Result:
     """One process, one thread, demo settings otherwise. Train states of every number format, memory
-    layout and block family step in turns; a round is four steps, of which one has the penalty of D
-    and none those of G. Figures are ratios of medians over rounds to float32, contiguous, resnet.
-    For information: there is no bar. Parameters are counted, those of G and of D.
+    layout and block family step in turns; a round is four steps of a run's last phase, none with a
+    penalty. Figures are ratios of medians over rounds to float32, contiguous, resnet.
+    For information: there is no bar. Parameters are counted, those of G, of D and of q.
     """
     times = step_times(PRECISIONS, range(4), quick)
     rows = [Row(f"step, {name} / {PLAIN}", times.ratio(name, PLAIN)) for name in [*PRECISIONS][1:]]
     sizes: dict[str, Overrides] = {p: (f"network.preset={p}",) for p in ("tiny", "base", "large")}
     sizes |= {f"tiny, {name}": changes for name, changes in FAMILIES.items()}
     rows += [
-        Row(f"parameters of G and D, {name}", parameters(demo(*changes)), "M")
+        Row(f"parameters of G, D and q, {name}", parameters(demo(*changes)), "M")
         for name, changes in sizes.items()
     ]
     return Result(rows, times.medians("step", 4))
 
 
 def parameters(settings: Settings) -> str:
-    """Millions in the generator and in the discriminator."""
+    """Millions in the generator, in the discriminator and in the proposal."""
     spec = DataSpec(("one",), 1, 3)
     counts = [
         sum(parameter.numel() for parameter in network.parameters())
-        for network in (Generator(settings, spec), Discriminator(settings, spec))
+        for network in (kind(settings, spec) for kind in (Generator, Discriminator, Proposal))
     ]
     return " + ".join(f"{count / 1e6:.2f}" for count in counts)
 

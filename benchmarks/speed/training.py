@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from aalnet.batch import ALONE, World
+from aalnet.phases import spans
 from aalnet.settings import Settings, load_settings
 from aalnet.state import TrainState
 from aalnet.step import train_step
@@ -21,7 +22,7 @@ from cluster.data.pairs import Pairs
 from cluster.data.reader import read_batches
 from tests.support.machine import cores
 
-CYCLE = 16  # steps: one G penalty, four of D, at the demo's intervals
+CYCLE = 16  # steps: at the demo's intervals, one with the penalties of G and of D
 QUICK = ("data.batch_images=4",)  # a smoke test of the benchmarks, not a measurement
 
 
@@ -39,16 +40,20 @@ def training_pairs(source: str, size_px: int) -> Pairs:
 
 
 class Trainer:
-    """A fresh train state on the CPU, and one cycle of real batches to step on."""
+    """A fresh train state on the CPU, and one cycle of real batches to step on.
+
+    It stays at the start of the run's last phase, where every part of the objective works.
+    """
 
     def __init__(self, settings: Settings, rank: int = 0, workers: int = 1) -> None:
         pairs = training_pairs(settings.data.train, settings.data.size_px)
         self.state = TrainState(settings, pairs.spec, torch.device("cpu"))
+        self.images_seen = spans(self.state.objective, settings.run.images)[-1].images_seen
         self.batches = list(islice(read_batches(pairs, settings, 0, rank, workers), CYCLE))
 
     def step(self, number: int, world: World = ALONE) -> dict[str, float]:
         """Do the step of this number, which decides what is due; the terms it logs."""
-        self.state.steps = number
+        self.state.steps, self.state.images_seen = number, self.images_seen
         batch = self.state.place(self.batches[number % len(self.batches)])
         return train_step(self.state, batch, world)
 

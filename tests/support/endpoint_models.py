@@ -56,7 +56,9 @@ def make_checkpoint(
     state = TrainState(settings, spec, torch.device("cpu"))
     state.images_seen = images
     for network in (state.generator, state.ema):
-        torch.nn.init.normal_(network.output.weight, generator=torch.Generator().manual_seed(seed))
+        source = torch.Generator().manual_seed(seed)
+        torch.nn.init.normal_(network.output.weight, generator=source)
+        torch.nn.init.normal_(network.moments.weight, std=0.3, generator=source)
     if change is not None:
         change(state)
     run = Run(store, run_name)
