@@ -110,11 +110,10 @@ class TrainState:
     @torch.no_grad()
     def ema_distance(self) -> float:
         """||G - its moving average|| / ||the moving average||. Waits for the device."""
-        own, average = (
-            torch.nn.utils.parameters_to_vector(network.parameters())
-            for network in (self.generator, self.ema)
-        )
-        return float(torch.linalg.vector_norm(own - average) / torch.linalg.vector_norm(average))
+        average = list(self.ema.parameters())
+        apart = torch._foreach_sub(list(self.generator.parameters()), average)
+        own, size = (torch.stack(torch._foreach_norm(part)).norm() for part in (apart, average))
+        return float(own / size)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor of the state, by file: one flat mapping per network and optimizer."""

@@ -19,6 +19,7 @@ PROOFS: dict[str, list[str]] = {
     "chaos": ["tests.proof.chaos"],
     **{f"campaign-{kind}": ["tests.proof.campaign_kills", "--study", kind] for kind in SEEDS},
     "alerts": ["tests.proof.alerts"],
+    "silence": ["tests.proof.silence"],
 }
 
 
