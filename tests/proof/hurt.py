@@ -125,12 +125,13 @@ def sick(stage: Stage, url: str) -> Harm:
     """A generator that neither fights D nor heeds its noise."""
     values = {
         "run.images": 10_000, "objective.lambda": 0.0, "objective.eta": 0.0, "objective.beta": 0.0,
+        "objective.proposal": False,  # q would go on telling samples apart
         "optimizer.warmup_images": 0, "optimizer.lr": 3e-3, "run.log_every_images": 4,
         "run.checkpoint_every_images": 4,
     }  # fmt: skip
     with stage.training(url, "sick", values):
         yield "AALNetDiscriminatorWinning", "`lambda=0`: nothing pulls G towards fooling D"
-        yield "AALNetDiversityCollapsed", "`eta=0 lambda=0 beta=0`: likelihood alone"
+        yield "AALNetDiversityCollapsed", "`eta=0 lambda=0 beta=0`, no proposal: likelihood alone"
 
 
 def storage(stage: Stage, url: str) -> Harm:
