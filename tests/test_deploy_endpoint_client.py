@@ -86,7 +86,7 @@ def test_a_request_and_its_answer(server: Server) -> None:
     assert headers["authorization"] == "Bearer secret"
     assert body == {
         "image": base64.b64encode(b"image").decode(), "label": "a", "num_samples": 2, "seed": 7,
-        "format": "json",
+        "temperature": 1.0, "format": "json",
     }  # fmt: skip
 
 

@@ -132,7 +132,7 @@ def test_show(store: FolderStore) -> None:
     facts = json.loads(typed("show", "one", "--storage", store.uri, "--json"))
     assert facts["checkpoints"] == [8, 48]
     assert facts["evaluation"]["l1"] == 0.1
-    assert facts["settings"]["objective"]["lambda"] == 0.3
+    assert facts["settings"]["objective"]["lambda"] == 3.0
 
 
 def test_show_of_a_young_run(store: FolderStore) -> None:
