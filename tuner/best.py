@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from aalnet.errors import CheckpointError
-from cluster.view.progress import latest
+from cluster.runs.run import latest
 from tuner.campaign import Campaign
 from tuner.settings import CampaignSettings
 from tuner.status import CampaignStatus, TrialRow, by_mean

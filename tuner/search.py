@@ -21,7 +21,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from cluster.runs.figures import kid_name
+from cluster.runs.figures import kid_name, silence
 from tuner.settings import KERNEL_DISTANCE, CampaignSettings, SearchObjective, finite
 from tuner.space import Choices, Range
 
@@ -67,6 +67,15 @@ def value_of(evaluation: Mapping[str, Any], objective: SearchObjective) -> float
     """The objective's figure; None where it is missing or not finite."""
     figure = figure_of(evaluation, objective)
     return float(figure) if finite(figure) else None
+
+
+def failure_of(evaluation: Mapping[str, Any], settings: CampaignSettings) -> str:
+    """Why a trial that finished with this evaluation has failed; empty where it has not."""
+    for objective in settings.objectives:
+        if value_of(evaluation, objective) is None:
+            figure = figure_of(evaluation, objective)
+            return f"{objective.figure} is {'never reported' if figure is None else figure}"
+    return silence(evaluation, evaluation.get("images", 0), settings.budget.images) or ""
 
 
 def ranked(trials: Sequence[FrozenTrial], objective: SearchObjective) -> list[FrozenTrial]:

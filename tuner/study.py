@@ -211,16 +211,15 @@ class CampaignStudy:
             return "prune"
 
     def tell(self, run: TrialRun, outcome: Outcome) -> None:
-        """Take in how a run ended; told twice it counts once. What is not finite has failed."""
+        """Take in how a run ended; told twice it counts once. What is not finite, or
+        ends with samples that no longer differ, has failed."""
         if outcome.status == "stopped":
             self._release(run)
             return
         values = [search.value_of(outcome.evaluation, each) for each in self.settings.objectives]
         reason = outcome.reason
-        for objective, value in zip(self.settings.objectives, values, strict=True):
-            if outcome.status == "finished" and value is None and not reason:
-                figure = search.figure_of(outcome.evaluation, objective)
-                reason = f"{objective.figure} is {'never reported' if figure is None else figure}"
+        if outcome.status == "finished" and not reason:
+            reason = search.failure_of(outcome.evaluation, self.settings)
         facts: dict[str, Any] = {
             FIGURES: {name: each for name, each in outcome.evaluation.items() if finite(each)},
             COST: asdict(outcome.cost),

@@ -26,13 +26,13 @@ from cluster.background import in_background
 from cluster.launch.launcher import Placement, train_here, train_with_ray
 from cluster.runs.checkpoint import checkpoints
 from cluster.runs.goodput import goodput
-from cluster.runs.run import Record, Run
+from cluster.runs.run import Record, Run, latest
 from cluster.storage.fenced import leased
 from cluster.storage.lease import LeaseHeld
 from cluster.storage.location import open_store
 from cluster.storage.store import StoreError
 from cluster.training.stop import Stop
-from cluster.view.progress import follow, latest
+from cluster.view.progress import follow
 from cluster.view.report import build_report
 from tuner.server import ANSWER_S
 from tuner.study import Cost, Outcome, TrialRun

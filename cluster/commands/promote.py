@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -39,5 +40,8 @@ def promote(
     if checkpoint is None:
         now = promotions.roll_back(store, model)
     else:
-        now = promotions.promote(store, find_checkpoint(store, checkpoint), model)
+        chosen = find_checkpoint(store, checkpoint)
+        now = promotions.promote(store, chosen, model)
+        if (text := promotions.silence_of(chosen)) is not None:
+            print(f"warning: {text}", file=sys.stderr)
     print(f"model `{model}` is {now.run}@{now.images} ({now.digest[:12]})")

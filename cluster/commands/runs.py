@@ -18,11 +18,11 @@ from aalnet.errors import UserError
 from aalnet.settings import Settings
 from cluster.commands.options import Json, Storage
 from cluster.commands.watch import RunName, watch
-from cluster.runs.figures import figures, score_of
+from cluster.runs.figures import figures, score_of, silence
 from cluster.runs.goodput import goodput
-from cluster.runs.run import Record, Run, find_run, list_runs, run_status
+from cluster.runs.run import Record, Run, find_run, latest, list_runs, run_status
 from cluster.storage.location import open_store
-from cluster.view.progress import duration, latest, number, printable, progress_of
+from cluster.view.progress import duration, number, printable, progress_of
 
 DEFAULT_STORAGE = "./aalnet-runs"
 PIPED_WIDTH = 200  # a table that nobody looks at is not folded
@@ -120,11 +120,13 @@ def _summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
 def _details(run: Run, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
     samples = run.samples()
     time_use = goodput(records, settings.data.batch_images)
-    report = run.key("report.html")
+    report, evaluation = run.key("report.html"), latest(records, "evaluation")
+    silent = evaluation and silence(evaluation, evaluation["images"], settings.run.images)
     return {
         "uri": run.uri,
         "settings": settings.to_dict(),
-        "evaluation": latest(records, "evaluation"),
+        "evaluation": evaluation,
+        **({"warning": silent} if silent else {}),
         "goodput": {
             "share": time_use.share,
             "total_s": time_use.total_s,
@@ -142,6 +144,7 @@ def _page(run: Run, settings: Settings, facts: dict[str, Any], flag: str) -> lis
     lines = [
         f"run          {run.name}  ({facts['status']})",
         *([f"error        {facts['error']}"] if facts.get("error") else []),
+        *([f"warning      {facts['warning']}"] if "warning" in facts else []),
         f"images       {progress_of(facts['images'], settings.run.images)}",
         *(f"{name:<12} {text}" for name, text in _settings_lines(settings)),
         f"checkpoints  {', '.join(f'{images:,}' for images in checkpoints) or 'none yet'}",

@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from cluster.commands.options import Storage
-from cluster.runs.run import Record, find_run, run_status
+from cluster.runs.run import Record, find_run, latest, run_status
 from cluster.storage.location import open_store
-from cluster.view.progress import ProgressView, duration, follow, latest
+from cluster.view.progress import ProgressView, duration, follow
 from cluster.view.run_screen import RunScreen
 
 app = typer.Typer(add_completion=False)

@@ -16,6 +16,10 @@ ORDER = (
 HIGHER_IS_BETTER = frozenset({"diversity", "feature_diversity", "label_following", "ssim", "psnr"})
 
 
+SILENT_BELOW = 0.1  # of the spread, which is 1 for the true distribution
+EARLY_SHARE, EARLY_IMAGES = 0.2, 6000  # of a run: it may still be silent, whichever is less
+
+
 @dataclass(frozen=True)
 class Figure:
     """One figure of an evaluation against that of returning the condition."""
@@ -67,10 +71,41 @@ def kid_name(evaluation: Mapping[str, Any]) -> str | None:
 def score_of(evaluation: Mapping[str, Any], name: str) -> float | None:
     """A figure as a score, lower is better; None where it was not measured or is not finite."""
     key = kid_name(evaluation) if name == KID else name
-    value = evaluation.get(key) if key else None
+    value = _finite(evaluation, key) if key else None
+    return -value if value is not None and name in HIGHER_IS_BETTER else value
+
+
+def _finite(evaluation: Mapping[str, Any], key: str) -> float | None:
+    value = evaluation.get(key)
     try:
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-    except OverflowError:  # JSON has integers that no float holds
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
         return None
-    return -value if name in HIGHER_IS_BETTER else float(value)
+
+
+def spread(evaluation: Mapping[str, Any]) -> float | None:
+    """Mean distance between samples of a condition over that from samples to the target.
+
+    In features, else in pixels; None with k = 1, or where it was not measured.
+    """
+    if (_finite(evaluation, "k") or 0) < 2:
+        return None
+    between, energy = _finite(evaluation, "feature_diversity"), _finite(evaluation, "energy_score")
+    if between is None or energy is None:
+        between, to_target = _finite(evaluation, "diversity"), _finite(evaluation, "l1")
+    else:
+        to_target = energy + between / 2
+    return between / to_target if between is not None and to_target else None
+
+
+def silence(evaluation: Mapping[str, Any], at_images: int, total_images: int) -> str | None:
+    """What to tell of a run whose samples no longer differ; None of others, and early in a run."""
+    share = spread(evaluation)
+    early = at_images < min(EARLY_SHARE * total_images, EARLY_IMAGES)
+    if share is None or share >= SILENT_BELOW or early:
+        return None
+    return (
+        f"samples no longer differ: their distance from each other is {share:.1%} of that to the "
+        f"target at {at_images:,} images; lower optimizer.lr, raise objective.eta (aalnet), or "
+        "start again with another run.seed"
+    )

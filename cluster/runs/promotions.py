@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from aalnet.errors import CheckpointError, ConfigError
+from aalnet.settings import parse_settings
 from cluster.runs.checkpoint import Checkpoint
-from cluster.runs.run import Run
+from cluster.runs.figures import silence
+from cluster.runs.run import Run, latest
 from cluster.storage.store import BlobMissing, BlobTooLarge, Store
 
 MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label: Kubernetes names
@@ -146,3 +148,18 @@ def _check_name(name: str) -> None:
             f"model name `{name}` must be 1 to 63 small letters, digits or `-`, starting and "
             "ending with a letter or digit"
         )
+
+
+def silence_of(checkpoint: Checkpoint) -> str | None:
+    """What to tell where its samples no longer differ, by its own evaluation or the last before.
+
+    Raises:
+        CheckpointError: it is damaged.  StoreError: the storage fails.
+    """
+    manifest = checkpoint.manifest()
+    total_images = parse_settings(dict(manifest.settings)).run.images
+    figures, images = manifest.figures, checkpoint.images
+    if not figures:  # one of SIGTERM was not measured
+        before = [each for each in checkpoint.run.records() if each["images"] <= images]
+        figures = latest(before, "evaluation") or {}
+    return silence(figures, images, total_images)

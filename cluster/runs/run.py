@@ -165,6 +165,11 @@ def find_run(store: Store, name: str) -> tuple[Run, Settings]:
     return run, settings
 
 
+def latest(records: Sequence[Record], kind: str) -> Record | None:
+    """The last record of a kind."""
+    return next((record for record in reversed(records) if record["kind"] == kind), None)
+
+
 def run_status(records: Sequence[Record]) -> str:
     """How a run stands, by its log: `finished`, `failed`, `running` or `stopped`."""
     last: Record = records[-1] if records else {"kind": "start", "time_s": 0.0}

@@ -108,6 +108,12 @@ TRAINING = (
            "run", "figure"),
     _gauge("aalnet_evaluation_floor", "The same figure of returning the condition.",
            "run", "figure"),
+    _gauge("aalnet_evaluation_spread_ratio",
+           "Distance between samples of a condition over that to the target, at the last "
+           "evaluation: about 1 is right, 0 is one picture again and again.", "run"),
+    _gauge("aalnet_run_silent",
+           "1 where samples no longer differ: the spread is below 0.1, and a fifth of the run, or "
+           "6,000 images, are behind it.", "run"),
     _gauge("aalnet_evaluation_at_images", "Where the last evaluation was made.", "run"),
     _histogram("aalnet_evaluation_seconds", SAVE_S, "One evaluation with its sample grid.", "run"),
     _gauge("aalnet_ema_distance_ratio",

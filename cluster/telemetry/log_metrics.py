@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from aalnet.settings import RetryCause, Settings
-from cluster.runs.figures import floor_of, names
+from cluster.runs.figures import floor_of, names, silence, spread
 from cluster.runs.goodput import PARTS, Account
 from cluster.runs.run import Record
 from cluster.telemetry.metrics import RunMetrics
@@ -31,6 +31,7 @@ class LogMetrics:
     def __init__(self, metrics: RunMetrics, settings: Settings) -> None:
         self.status = "starting"
         self._metrics, self._saved, self._names = metrics, False, set(RESTARTS)
+        self._total_images = settings.run.images
         self._account = Account(settings.data.batch_images)
         for name in COUNTERS:
             metrics.count(name, 0)
@@ -98,6 +99,10 @@ class LogMetrics:
             if (floor := floor_of(record, name)) is not None:
                 self._set("aalnet_evaluation_floor", "figure", name, floor)
         metrics.set("aalnet_evaluation_at_images", record["images"])
+        if (share := spread(record)) is not None:
+            metrics.set("aalnet_evaluation_spread_ratio", share)
+        silent = silence(record, record["images"], self._total_images) is not None
+        metrics.set("aalnet_run_silent", silent)
         if "ema_distance" in record:
             metrics.set("aalnet_ema_distance_ratio", record["ema_distance"])
         if not past:

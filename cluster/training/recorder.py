@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,10 @@ from aalnet.errors import AalnetError
 from aalnet.evaluation import Figures, few_pairs
 from aalnet.state import TrainState
 from cluster.data.pictures import png
+from cluster.runs.figures import silence
 from cluster.runs.goodput import before_start, goodput
 from cluster.runs.log import RunLog
-from cluster.runs.run import Record, Run
+from cluster.runs.run import Record, Run, latest
 from cluster.runs.saver import Saver
 from cluster.storage.store import StoreError
 from cluster.telemetry.board import Board
@@ -64,6 +65,7 @@ class Recorder:
         self._run, self._state, self._world, self._report = run, state, world, report
         self._launch, self._saved_images = launch, state.images_seen
         self._rank0: Rank0 | None = None
+        self._silent = False  # of worker 0: at the last evaluation
         self.telemetry = WorkerTelemetry(
             run.name, state.settings, world.rank, launch.publish, self._warn
         )
@@ -72,6 +74,8 @@ class Recorder:
             log = RunLog(run, state.images_seen, self.telemetry.add_record)
             saver = Saver(run, state.settings, log)
             self._rank0 = Rank0(held_out, log, saver)
+            last = latest(log.history, "evaluation")
+            self._silent = last is not None and self._silence(last, last["images"]) is not None
             if state.settings.telemetry.tensorboard:
                 self.telemetry.attach(Board(run, state.images_seen, self._warn))
             self.telemetry.add_past(log.history)
@@ -120,12 +124,23 @@ class Recorder:
                 "evaluation", **{**figures, "held_out_images": figures["images"]},
                 ema_distance=self._state.ema_distance(), seconds=seconds,
             )  # fmt: skip
+            self._tell_silence(figures)
         self.save(figures)
         if self._rank0 is not None:  # after the state, which is worth more
             self._rank0.saver.picture(f"{self._state.images_seen}.png", grid)
             self.telemetry.add_picture(self._state.images_seen, grid)
         self._world.agree(0)
         self._report(self._state.images_seen, figures)
+
+    def _silence(self, figures: Mapping[str, Any], images: int) -> str | None:
+        return silence(figures, images, self._state.settings.run.images)
+
+    def _tell_silence(self, figures: Figures) -> None:
+        """Warn where samples no longer differ, once each time that it comes to that."""
+        text = self._silence(figures, self._state.images_seen)
+        if text is not None and not self._silent:
+            self._warn(text)
+        self._silent = text is not None
 
     def _evaluation_due(self) -> bool:
         """Is it, at this checkpoint? By position alone: alike on every worker, and when resumed."""

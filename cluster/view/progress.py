@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from cluster.runs.figures import figures
+from cluster.runs.figures import figures, silence
 from cluster.runs.log import PUT_EVERY_S
 from cluster.runs.run import Record, Run, parse_records
 from cluster.storage.store import StoreError
@@ -153,6 +153,8 @@ def describe(record: Record, total_images: int) -> str:
     elif kind == "evaluation":
         measured = figures(record)[:LINE_FIGURES]
         line = f"evaluation at {images}  {_pairs((f.name, f.value) for f in measured)}"
+        if silence(record, record["images"], total_images):
+            line += "  samples no longer differ"
     elif kind == "checkpoint":
         mib = record.get("bytes", 0) / 2**20
         line = f"checkpoint at {images}  {mib:.1f} MiB in {duration(record.get('seconds', 0.0))}"
@@ -173,11 +175,6 @@ def describe(record: Record, total_images: int) -> str:
     else:
         line = f"{kind} at {images}"
     return printable(line).rstrip()
-
-
-def latest(records: Sequence[Record], kind: str) -> Record | None:
-    """The last record of a kind."""
-    return next((record for record in reversed(records) if record["kind"] == kind), None)
 
 
 def terms_of(record: Record) -> dict[str, float]:

@@ -27,9 +27,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from aalnet.settings import Settings
-from cluster.runs.figures import Figure, figures
+from cluster.runs.figures import Figure, figures, silence
 from cluster.runs.goodput import goodput
-from cluster.runs.run import Record, Run, find_run, run_status
+from cluster.runs.run import Record, Run, find_run, latest, run_status
 from cluster.view import progress
 
 MAX_POINTS = 500
@@ -100,7 +100,7 @@ def build_report(run: Run) -> str:
     _, settings = find_run(run.store, run.name)
     records = run.records()
     evaluations, train = _of_kind(records, "evaluation"), _of_kind(records, "train")
-    end = progress.latest(records, "end")
+    end, last = latest(records, "end"), evaluations[-1] if evaluations else None
     status = run_status(records)
     return _template().render(
         run=run,
@@ -109,7 +109,8 @@ def build_report(run: Run) -> str:
         error=end.get("error") if end and status == "failed" else None,
         facts=_facts(settings, records, train),
         figures=[_against_floor(figure, evaluations) for figure in _final(evaluations)],
-        evaluated=evaluations[-1] if evaluations else None,
+        evaluated=last,
+        silence=silence(last, last["images"], settings.run.images) if last else None,
         grids=_grids(run),
         grid_count=len(run.samples()),
         curves=_curves(train, evaluations),

@@ -80,7 +80,10 @@ class RunScreen(Screen):
                 body.add_row(table(objective), table(others))
             else:
                 body = table([*objective, BLANK, *others])
-            notes = [Text(printable(text), style="yellow") for text in self._warnings]
+            warnings = self._warnings
+            if self.history.get("aalnet_run_silent"):
+                warnings = [*warnings, "samples no longer differ: see docs/runbook.md"]
+            notes = [Text(printable(text), style="yellow") for text in warnings]
             head = _progress(self.history, self._total_images)
             return page(f"run {self._name}", self.status, [head, Text(), body, *notes])
 

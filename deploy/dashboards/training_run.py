@@ -64,10 +64,10 @@ PANELS: list[Item] = [
     stat("Energy score / floor", "`energy_score` on held-out pairs, over that of giving the "
          "condition back unchanged. Below 1 the model is worth something; lower is better.",
          ENERGY_RATIO, decimals=3, limits=[(0, GOOD), (0.9, WATCH), (1, BAD)]),
-    stat("Diversity", "Mean difference between samples of one condition. Near 0 the noise is "
-         "ignored: eight samples are eight times the same picture.",
-         f'max(aalnet_evaluation_figure{{{RUN},figure="diversity"}})', decimals=4,
-         limits=[(0, BAD), (0.005, WATCH), (0.01, GOOD)]),
+    stat("Spread", "Distance between samples of one condition over that to the target: about 1 is "
+         "right. Below 0.1 the noise is ignored: eight samples are eight times the same picture.",
+         max_of("aalnet_evaluation_spread_ratio", RUN), unit="percentunit", decimals=0,
+         limits=[(0, BAD), (0.1, WATCH), (0.3, GOOD)]),
     stat("D is right", "Share of the sample-target pairs that D tells apart: what the loss sees. "
          "50 % is a draw; above 98 % D has won and G learns little.",
          f'max(aalnet_discriminator_accuracy_ratio{{{RUN},on="pairs"}})', unit="percentunit",
@@ -113,8 +113,11 @@ PANELS: list[Item] = [
           "K. One sample far above the best of K is diversity at work.",
           Query(figure("l1|best_of_k_l1"), "{{figure}}"), Query(floor("l1"), "floor")),
     graph("Diversity", "Mean difference between samples of one condition. eta raises it, flatness "
-          "lowers it; below the dashed line the noise is ignored.",
-          Query(figure("diversity"), "diversity"), limits=[(0, BAD), (0.005, GOOD)]),
+          "lowers it.", Query(figure("diversity"), "diversity")),
+    graph("Spread", "Distance between samples of one condition over that to the target: about 1 "
+          "is right; below the dashed line the noise is ignored.",
+          Query(max_of("aalnet_evaluation_spread_ratio", RUN), "spread"), unit="percentunit",
+          limits=[(0, BAD), (0.1, GOOD)]),
     graph("Label following", "How far another label moves samples towards that label's targets: 0 "
           "not at all, 1 all the way. Absent where targets do not differ by label.",
           Query(figure("label_following"), "label following"), limits=[(0, BAD), (0.25, GOOD)]),

@@ -12,9 +12,8 @@ import pytest
 
 from aalnet.__main__ import COMMANDS
 from cluster.runs.checkpoint import checkpoints
-from cluster.runs.run import Run
+from cluster.runs.run import Run, latest
 from cluster.storage.folder import FolderStore
-from cluster.view.progress import latest
 from tests.support.command_line import Aalnet, files_below
 from tests.support.tiny_runs import (
     aalnet,

@@ -124,7 +124,7 @@ def wasteful(stage: Stage, url: str) -> Harm:
 def sick(stage: Stage, url: str) -> Harm:
     """A generator that neither fights D nor heeds its noise."""
     values = {
-        "run.images": 20_000, "objective.lambda": 0.0, "objective.eta": 0.0, "objective.beta": 0.0,
+        "run.images": 10_000, "objective.lambda": 0.0, "objective.eta": 0.0, "objective.beta": 0.0,
         "optimizer.warmup_images": 0, "optimizer.lr": 3e-3, "run.log_every_images": 4,
         "run.checkpoint_every_images": 4,
     }  # fmt: skip
