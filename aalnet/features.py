@@ -138,9 +138,9 @@ class Lite0Features(nn.Module):
     """Frozen EfficientNet-Lite0 features after the global average pool, always in eval mode.
 
     Images are resized to 96 x 96 px, not to the 224 px of its training: pictures of 32 to 128 px
-    hold little more, at a fifth of the time. The size sets the
-    scale of the kernel distance (conditions against targets of the embedded data at 32 px: 0.654
-    at 96 px, 0.245 at 128 px, 0.065 at 224 px), so compare ratios, and only at one size.
+    hold little more, at a fifth of the time. The size sets the scale of distances (conditions of
+    the embedded data at 32 px have an energy score of 27.7 at 96 px, 20.5 at 128 px, 10.6 at 224
+    px, and a kernel distance of 0.67, 0.25, 0.067), so compare ratios, and only at one size.
     """
 
     def __init__(self) -> None:

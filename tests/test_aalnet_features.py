@@ -244,8 +244,9 @@ def test_real_pictures_against_other_real_pictures_are_about_zero(
     conditions, targets = (
         from_uint8(np.stack(of)) for of in zip(*map(pairs.pair, range(160)), strict=True)
     )
-    drawings, colourless = lite0(targets), lite0(conditions[::2])
-    real, others = drawings[::2], drawings[1::2, None]
+    chosen = torch.randperm(160, generator=torch.Generator().manual_seed(1))  # neighbours are alike
+    drawings, colourless = lite0(targets[chosen]), lite0(conditions[chosen[:80]])
+    real, others = drawings[:80], drawings[80:, None]
     same = kernel_distance(real, others)
     apart = kernel_distance(real, colourless[:, None])
     assert abs(same.value) < 2 * same.standard_error

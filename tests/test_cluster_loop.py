@@ -46,7 +46,8 @@ def test_every_model_runs_to_its_end(data: Path, tmp_path: Path, model: str) -> 
 
     assert go(run, settings, lambda *figures: told.append(figures)) == "finished"
 
-    records = [record for record in run.records() if record["kind"] != "checkpoint"]
+    aside = {"checkpoint", "warning"}  # there is one: four held-out pairs are few
+    records = [record for record in run.records() if record["kind"] not in aside]
     assert [record["kind"] for record in records] == [
         "start", "train", "train", "evaluation", "train", "train", "evaluation", "end",
     ]  # fmt: skip

@@ -65,6 +65,19 @@ def test_a_figure_that_is_never_reported_fails_with_its_reason(tmp_path: Path) -
     assert study.study.trials[0].user_attrs[REASON] == "energy_score is never reported"
 
 
+def test_a_trial_that_ends_silent_has_failed(tmp_path: Path) -> None:
+    study = open_study(tmp_path, settings_of())
+    lively = {"k": 8, "images": IMAGES, "energy_score": 14.0, "feature_diversity": 10.0}
+    for figures in (lively, lively | {"feature_diversity": 0.1}):
+        run = study.ask()
+        assert run is not None
+        study.tell(run, Outcome("finished", figures))
+    assert states(study)[:2] == ["COMPLETE", "FAIL"]
+    failed_one = study.study.trials[1].user_attrs
+    assert failed_one[REASON].startswith("samples no longer differ")
+    assert failed_one["figures"]["energy_score"] == 14.0  # it is kept, and ranks nowhere
+
+
 def test_trials_that_fail_one_after_the_other_end_the_campaign(tmp_path: Path) -> None:
     settings = settings_of(budget__trials=9, failures_in_a_row=3)
     study = open_study(tmp_path, settings)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 KID = "kid"  # stands for the kernel distance, whose own name tells its features
-KID_PREFIX = "kid_unpaired_"  # `kid_lite0` of releases before was another, biased figure
+KID_PREFIX = "kid_unpaired_"  # `kid_lite0` of earlier versions was another, biased figure
 ORDER = (
     "energy_score", "pixel_energy_score", KID, "best_of_k_l1", "diversity", "feature_diversity",
     "label_following", "l1", "ssim", "psnr",
