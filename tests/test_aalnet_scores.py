@@ -95,7 +95,7 @@ def z_score(a: Estimate, b: Estimate) -> float:
 
 
 def with_own_targets(real: Tensor, fake: Tensor) -> float:
-    """The estimate of releases before, in closed form."""
+    """The estimate of earlier versions, in closed form."""
     n, size = real.shape
     own = (real * fake[:, 0]).sum(dim=1) / size
     others = (real @ fake[:, 0].T / size + 1) ** 3

@@ -12,7 +12,13 @@ from rich.console import Console
 from cluster.runs.comparison import Comparison, Estimate, Model, Outcome
 from cluster.view.comparison import markdown, notes, tables
 
-FACTS = {"images": 200, "k": 8, "diversity": 0.1, "energy_score_condition": 30.0}
+FACTS = {
+    "images": 200,
+    "k": 8,
+    "diversity": 0.1,
+    "feature_diversity": 9.0,
+    "energy_score_condition": 30.0,
+}
 
 
 def outcome(model: str, seed: int, energy: float | None, **facts: Any) -> Outcome:
@@ -70,10 +76,10 @@ def test_one_seed_takes_the_error_over_images_and_says_so() -> None:
 
 
 def test_a_silent_model_and_a_failed_run_are_named_with_their_seed() -> None:
-    silent = outcome("vae", 3, 27.8, figures={"diversity": 1e-5})
+    silent = outcome("vae", 3, 27.8, figures={"feature_diversity": 0.1})
     failed = outcome("gan", 1, None, failure="term `l1` is not finite")
     assert silent.silent
-    assert "vae, seed 3: silent" in str(silent.complaint)
+    assert "vae, seed 3, is silent" in str(silent.complaint)
     assert failed.complaint == "gan, seed 1: term `l1` is not finite"
     assert outcome("aalnet", 0, 12.0).complaint is None
     found = comparison(

@@ -149,7 +149,7 @@ def test_best_by_a_figure_whichever_way_is_better(
     run: Run, state: TrainState, best_by: str, best: int
 ) -> None:
     names = ("kid_unpaired_x", "kid_lite0", "energy_score", "l1", "psnr", "diversity")
-    values = {  # kid_lite0 is the biased figure of releases before: it would have 4 for the best
+    values = {  # kid_lite0 is the biased figure of earlier versions: it would have 4 for the best
         4: (None, -1.0, 3.0, 0.1, 10.0, 0.1),
         8: (0.3, None, 1.0, 0.2, 30.0, 0.2),
         12: (0.1, None, 2.0, 0.3, 20.0, 0.3),

@@ -1,4 +1,4 @@
-"""What campaigns search by, and campaigns of releases before, whose kernel distance was biased."""
+"""What campaigns search by, and campaigns of earlier versions, whose kernel distance was biased."""
 
 from pathlib import Path
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cluster.runs.figures import HIGHER_IS_BETTER, names
+from cluster.runs.figures import HIGHER_IS_BETTER, names, silence
 
-SILENT = 0.002  # diversity, where white less black is 2: samples that nobody can tell apart
 CLEAR = 2.0  # standard errors
 
 
@@ -31,18 +30,19 @@ class Outcome:
     @property
     def silent(self) -> bool:
         """Do its samples no longer differ?"""
-        return bool(self.figures) and self.figures["diversity"] < SILENT
+        return self._silence is not None
+
+    @property
+    def _silence(self) -> str | None:
+        return silence(self.figures, self.images, self.images)
 
     @property
     def complaint(self) -> str | None:
         """What is wrong with it, in one line; None where nothing is."""
         if self.failure is not None:
             return f"{self.model}, seed {self.seed}: {self.failure}"
-        if self.silent:
-            return (
-                f"{self.model}, seed {self.seed}: silent, its samples do not differ "
-                f"(diversity {self.figures['diversity']:.2g}); its figures count all the same"
-            )
+        if (told := self._silence) is not None:
+            return f"{self.model}, seed {self.seed}, is silent and counts all the same: {told}"
         return None
 
 

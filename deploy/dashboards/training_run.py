@@ -21,7 +21,7 @@ from deploy.dashboards.queries import (
 
 RUN = 'run="$run"'
 ENERGY = f'{RUN},figure="energy_score"'
-KID_NAMES = "kid_unpaired_.*"  # `kid_lite0` of releases before was another, biased figure
+KID_NAMES = "kid_unpaired_.*"  # `kid_lite0` of earlier versions was another, biased figure
 IMAGES, TARGET = max_of("aalnet_run_images", RUN), max_of("aalnet_run_target_images", RUN)
 IMAGES_PER_S = rate_of("aalnet_images_total", RUN)
 ENERGY_RATIO = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.runs import comparison
+from cluster.runs import figures
 from tests.support.command_line import Aalnet, assert_refused
 from tests.support.tiny_runs import tiny_values, write_config
 
@@ -124,10 +124,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(
 def test_a_silent_model_is_named(
     type_: Aalnet, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "SILENT", 2.0)  # as if no two samples could be told apart
+    monkeypatch.setattr(figures, "SILENT_BELOW", 9.0)  # as if no two samples could be told apart
     done = type_("compare", config, "--models", "vae", *QUICK)
     assert done.code == 1
-    assert "vae, seed 0: silent" in done.err
+    assert "vae, seed 0, is silent" in done.err
     assert result()["models"][0]["outcomes"][0]["silent"] is True
 
 
