@@ -127,7 +127,7 @@ def test_an_outage_keeps_events_and_the_oldest_go_in_a_long_one(
     found = Board(run, 0, warned.append)
     for images in range(200):
         found.add_record({"kind": "evaluation", "images": images, "diversity": 0.5})
-    while len(found._waiting) >= 200:  # until the oldest have gone
+    while not 0 < len(found._waiting) < 200:  # until the oldest have gone
         time.sleep(0.01)
     store.fails = False
     found.close()
