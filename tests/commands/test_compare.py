@@ -29,6 +29,11 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def two_steps_say_little_of_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "SILENT_BELOW", 0.0)
+
+
 @pytest.fixture
 def config(data: Path, here: Path, features: str) -> Path:
     quick = {
