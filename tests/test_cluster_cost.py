@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from aalnet.batch import Batch, World
 from aalnet.errors import ConfigError
 from aalnet.phases import Phase, Span
-from cluster.training import cost
+from aalnet.state import TrainState
+from cluster.training import cost, precision
 from cluster.training.cost import Kind, images_within, mean_step_s, paces
 from tests.support.tiny_runs import tiny_settings
 
@@ -104,3 +106,18 @@ def test_budgets_of_real_steps(data: Path) -> None:
 def test_seconds_too_short_for_a_step(data: Path) -> None:
     with pytest.raises(ConfigError, match=r"--seconds 1e-06 is too short: one step of vae takes"):
         cost.budgets({"vae": tiny_settings(data, {"model": "vae"})}, 1e-6, CPU, workers=0)
+
+
+def test_steps_are_timed_in_the_precision_that_a_run_would_take(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[str] = set()
+    monkeypatch.setattr(precision, "_measured", lambda *_: 1)  # bfloat16, as if it were faster
+
+    def step(state: TrainState, batch: Batch, world: World) -> dict[str, float]:
+        seen.add(state.settings.run.precision)
+        return {}
+
+    monkeypatch.setattr(cost, "train_step", step)
+    cost.measured({"vae": tiny_settings(data, {"model": "vae", "run.precision": "auto"})}, CPU, 0)
+    assert seen == {"bfloat16"}

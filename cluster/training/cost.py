@@ -24,6 +24,7 @@ from aalnet.step import train_step
 from cluster.data.order import worker_slice
 from cluster.data.pairs import Pairs
 from cluster.data.reader import BatchMaker
+from cluster.training.precision import resolved_anew
 
 WARM_UP, ROUNDS = 1, 5
 BATCHES = 3  # real ones, used in turn
@@ -168,7 +169,7 @@ class _Timer:
         maker, size = BatchMaker(pairs, settings), data.batch_images
         offsets = worker_slice(size, 0, max(1, workers))
         self._batches = [maker.make(first * size, offsets) for first in range(BATCHES)]
-        self._state = TrainState(settings, pairs.spec, device)
+        self._state = TrainState(resolved_anew(settings, pairs, device), pairs.spec, device)
         self.threads = torch.get_num_threads()
         if run.threads != "auto":
             self.threads = run.threads

@@ -59,6 +59,13 @@ def resolved(
     return _in_format(settings, world.agree(chosen))
 
 
+def resolved_anew(settings: Settings, pairs: Pairs, device: torch.device) -> Settings:
+    """The same in this process alone, for no run in particular."""
+    if settings.run.precision != "auto":
+        return settings
+    return _in_format(settings, _measured(settings, pairs, ProcessWorld(), device))
+
+
 def _in_format(settings: Settings, index: int) -> Settings:
     return settings.model_copy(update={"run": settings.run.model_copy(update=FORMATS[index])})
 

@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from aalnet.errors import ConfigError, DataError
+from aalnet.errors import DataError
 from aalnet.networks import DataSpec
 from aalnet.sampling import as_temperature, best_device, draw, from_uint8, grid, noise_for, to_uint8
 from cluster.commands.options import Storage, Temperature
@@ -56,10 +56,6 @@ def sample(
 ) -> None:
     """Draw k pictures for each condition image."""
     if url is not None:
-        if temperature != 1:
-            raise ConfigError(
-                "--temperature: an endpoint draws at 1; leave it away, or leave --url"
-            )
         images = [Path(model), *(images or [])]
         client = EndpointClient(url, key)
         conditions, samples = draw_remotely(client, images, label, k, seed, temperature)
