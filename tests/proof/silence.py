@@ -58,7 +58,8 @@ def spread_of(model: str, seed: int, images: int, changes: list[str]) -> float:
     ])  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         store = FolderStore(Path(folder))
-        trained(Run(store, "one"), settings)
+        if trained(Run(store, "one"), settings) != "finished":
+            sys.exit("stopped")
         share = spread(find_checkpoint(store, "one").manifest().figures)
     assert share is not None
     print(f"{model} seed {seed}: {share:.3f}", file=sys.stderr, flush=True)
