@@ -260,6 +260,8 @@ class Proposal(_PairEncoder):
         super().__init__(settings, spec)
         arch = architecture(settings)
         self.moments = linear(arch.embedding_size, 2 * arch.noise_size, SILU_GAIN)
+        # As wide as the prior at first: exp() of a random layer starts with codes of thousands.
+        nn.init.zeros_(self.moments.weight[arch.noise_size :])
 
     def forward(self, condition: Tensor, target: Tensor, label: Tensor) -> Gaussian:
         """Pairs of N images [N, C, H, W] and labels [N] -> q, moments [N, Z]."""

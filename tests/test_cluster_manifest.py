@@ -203,7 +203,8 @@ def test_a_field_too_many(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "version", [None, 1, 3, 0, -2, "2", 2.5, True, [], {}, "x" * 10**6, "\n", 10**4000, [[[[]]]]],
+    "version",
+    [None, 1, 2, 4, 0, -3, "3", 2.5, True, [], {}, "x" * 10**6, "\n", 10**4000, [[[[]]]]],
     ids=lambda version: repr(version)[:20],
 )  # fmt: skip
 def test_another_version(version: object) -> None:

@@ -91,7 +91,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert html.count("✗ worse") == 1
     assert "± 0.360" in html
     assert "where time went" in html.lower()
-    assert "lambda: 0.3" in html
+    assert "lambda: 3.0" in html
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_claim_and_resume(run: Run) -> None:
 
 def test_claim_with_other_settings_names_the_key(run: Run) -> None:
     run.claim(Settings())
-    with pytest.raises(CheckpointError, match=r"started with objective\.eta 0\.3, now it is 0\.5"):
-        run.claim(parse_settings({"objective": {"eta": 0.5}}))
+    with pytest.raises(CheckpointError, match=r"started with objective\.eta 0\.5, now it is 0\.4"):
+        run.claim(parse_settings({"objective": {"eta": 0.4}}))
     assert run.settings() == Settings()
 
 

@@ -153,7 +153,7 @@ def test_several_objectives_give_a_front(tmp_path: Path) -> None:
         ({"space": {"objective.eta": {"low": 0.1, "high": 1.0}}}, "space.objective.K"),
         ({"objectives": [{"figure": "l1"}]}, "objectives"),
         ({"budget__images": 64}, "budget.images 32, now it is 64"),
-        ({"base__optimizer": {"lr": 0.001}}, "base.optimizer.lr"),
+        ({"base__optimizer": {"lr": 0.002}}, "base.optimizer.lr"),
         ({"base__evaluation": {"samples": 3}}, "base.evaluation.max_images"),
         ({"sampler__seed": 7}, "sampler"),
     ],
