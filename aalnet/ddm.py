@@ -28,20 +28,22 @@ class Draw:
     """What G draws in a step: of one code of the proposal q, and of codes of the prior."""
 
     proposed: Tensor  # [n, 1, Cy, H, W]; [n, 0, ...] without a proposal
-    prior: Tensor  # [n, K, Cy, H, W], or as many as D judges, or none, by the phase
+    prior: Tensor  # [n, K, Cy, H, W]; [n, 0, ...] in a phase without
     codes: Tensor  # [n, K, Z], the prior's samples are drawn from them; without gradient
     kl: Tensor | None  # [n], of q to the prior
 
     def judged(self, objective: ObjectiveSettings) -> Tensor:
         """What D sees beside the target: [n, J, Cy, H, W]."""
-        of_prior = self.prior[:, : objective.judged]
-        return torch.cat([self.proposed, of_prior], 1) if objective.judges_proposal else of_prior
+        return (
+            torch.cat([self.proposed, self.prior], 1) if objective.judges_proposal else self.prior
+        )
 
 
 def draw(state: TrainState, batch: Batch, phase: Phase) -> Draw:
     """One step's samples; the condition is encoded once for all of them."""
     generator, objective = state.generator, state.objective
-    noise = batch.noise[:, 1 : 1 + _prior_samples(objective, phase)]
+    prior_samples = objective.K if phase.prior or phase.adversary else 0
+    noise = batch.noise[:, 1 : 1 + prior_samples]
     with state.autocast():
         skips, summary = generator.encode(batch.condition)
         prior = generator.prior(summary, generator.label(batch.label))
@@ -53,12 +55,6 @@ def draw(state: TrainState, batch: Batch, phase: Phase) -> Draw:
         samples = generator.render(batch.condition, skips, batch.label, torch.cat(codes, dim=1))
     proposed, drawn = samples.tensor_split([1 if objective.proposal else 0], dim=1)
     return Draw(proposed, drawn, of_prior.detach(), kl)
-
-
-def _prior_samples(objective: ObjectiveSettings, phase: Phase) -> int:
-    if phase.prior:
-        return objective.K
-    return min(objective.judged, objective.K) if phase.adversary else 0
 
 
 def judge(state: TrainState, batch: Batch, images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _separation(state: TrainState, batch: Batch) -> OutputFunction:
         real = state.discriminator(batch.condition, batch.target, batch.label)
 
     def output(parameters: Parameters) -> Tensor:
-        samples = _draw(state, batch, state.objective.judged, parameters)
+        samples = _draw(state, batch, state.objective.K, parameters)
         logits: Tensor = state.discriminator(batch.condition, samples, batch.label)
         return logits
 

@@ -58,8 +58,8 @@ class ObjectiveSettings(Section):
 
     K: Count = Field(
         2,
-        description="samples of the prior drawn per condition where entropy works; more estimate "
-        "likelihood and entropy better, each costs a pass of the decoder",
+        description="samples of the prior drawn per condition where entropy or D works; more "
+        "estimate both better, each costs a pass of the decoder, and of D",
     )
     lambda_: Weight = Field(
         3.0,
@@ -75,7 +75,7 @@ class ObjectiveSettings(Section):
     beta: Weight = Field(
         0.1,
         description="weight of reward: samples that D finds better than their siblings become "
-        "likelier; works where judged >= 2",
+        "likelier; needs K of 2 or more",
     )
     gamma: Weight = Field(
         1e-6,
@@ -129,9 +129,6 @@ class ObjectiveSettings(Section):
         0.85,
         description="share of the run from which D works: realism, reward, response and offset. "
         "Earlier helps long runs only; 1: never",
-    )
-    judged: Count = Field(
-        1, description="samples of the prior that D judges per condition; reward needs 2 or more"
     )
     judges_proposal: bool = Field(
         False, description="let D judge the sample of q's code too; the vae-gan always does"

@@ -110,7 +110,7 @@ class TrainState:
     @torch.no_grad()
     def ema_distance(self) -> float:
         """||G - its moving average|| / ||the moving average||. Waits for the device."""
-        average = list(self.ema.parameters())
+        average: list[Tensor] = list(self.ema.parameters())
         apart = torch._foreach_sub(list(self.generator.parameters()), average)
         own, size = (torch.stack(torch._foreach_norm(part)).norm() for part in (apart, average))
         return float(own / size)

@@ -44,7 +44,7 @@ def new_state(family: str = "resnet", dtype: torch.dtype = torch.float32) -> Tra
         "data": {"batch_images": N},
         "optimizer": {"warmup_images": 0, "lr": 1e-3},
         "objective": {
-            "K": K, "judged": K, "flatness": 0.0, "gamma": 0.0, "entropy_from": 0.0,
+            "K": K, "flatness": 0.0, "gamma": 0.0, "entropy_from": 0.0,
             "adversary_from": 0.0,
         },
         "run": {"precision": str(dtype).removeprefix("torch.")},

@@ -182,7 +182,7 @@ def slow_logits(x: Nested, y: Nested) -> list[Number]:
 
 def toy_objective(k: int, width: float, **objective: object) -> ObjectiveSettings:
     values = {
-        "K": k, "judged": k, "scale": SCALE, "width": width, "flatness": 0, "gamma": 0,
+        "K": k, "scale": SCALE, "width": width, "flatness": 0, "gamma": 0,
         "penalty_method": "exact", "penalty_interval": 3,
     }  # fmt: skip
     return parse_settings({"objective": values | objective}).objective

@@ -49,7 +49,7 @@ def test_the_phases_and_terms_of_a_run_by_default() -> None:
     assert (objective.ignition_images, objective.entropy_from, objective.adversary_from) == (
         2500, 0.7, 0.85,
     )  # fmt: skip
-    assert (objective.K, objective.lambda_, objective.eta, objective.judged) == (2, 3.0, 0.5, 1)
+    assert (objective.K, objective.lambda_, objective.eta) == (2, 3.0, 0.5)
     assert objective.proposal
     assert not objective.judges_proposal
     assert objective.relativistic

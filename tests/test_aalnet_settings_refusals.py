@@ -75,7 +75,6 @@ def test_a_section_must_be_a_mapping(text: str) -> None:
         ("objective.adversary_from", "-0.1", ">= 0"),
         ("objective.ignition_images", "-1", ">= 0"),
         ("objective.kl_warmup", "2", "<= 1"),
-        ("objective.judged", "0", ">= 1"),
         ("objective.code_recovery", "-1", ">= 0"),
         ("run.images", "0", ">= 1"),
         ("run.seed", "-1", ">= 0"),

@@ -141,8 +141,8 @@ def test_without_a_weight_of_d_there_is_no_d() -> None:
     assert state.networks.keys() == {"generator", "proposal"}
 
 
-def test_a_reward_wants_two_that_are_judged() -> None:
-    state = new_state(settings_of(objective={"judged": 1}))
+def test_a_reward_wants_two_samples() -> None:
+    state = new_state(settings_of(objective={"K": 1}))
     assert "reward" not in train_step(state, global_batch(0))
 
 
@@ -203,7 +203,7 @@ def test_intervals_name_the_last_step_of_each() -> None:
         ("vae-gan", {}, {0, 1}),
         ("aalnet", FROM_THE_START["proposal"], {0}),
         ("aalnet", FROM_THE_START["prior"], {0, 1, 2, 3}),
-        ("aalnet", FROM_THE_START["adversary"] | {"judged": 2}, {0, 1, 2}),
+        ("aalnet", FROM_THE_START["adversary"], {0, 1, 2, 3}),
         ("aalnet", FROM_THE_START["prior"] | {"proposal": False}, {1, 2, 3}),
     ],
 )

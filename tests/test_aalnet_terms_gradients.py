@@ -22,7 +22,7 @@ ALL = Phase(prior=True, adversary=True)
 
 def tiny_state(model: str = "aalnet", **objective: object) -> TrainState:
     off = {"lambda": 0.0, "eta": 0.0, "beta": 0.0, "gamma": 0.0, "flatness": 0.0, "r1": 0.0}
-    kept = {"K": 4, "judged": 4, "scale": SCALE, "width": 1.0}
+    kept = {"K": 4, "scale": SCALE, "width": 1.0}
     values = {"model": model, "network": TINY, "objective": off | kept | objective}
     return TrainState(parse_settings(values), SPEC, torch.device("cpu"))
 
@@ -181,7 +181,7 @@ def test_a_code_read_from_a_sample_teaches_the_generator_and_not_the_reader() ->
         readers = torch.autograd.grad(value, reader, retain_graph=True, allow_unused=True)
         assert all(gradient is None or not gradient.any() for gradient in readers)
         assert all(parameter.requires_grad for parameter in reader)
-        ascend(-value, list(state.generator.parameters()), 0.05)
+        ascend(-value, list(state.generator.parameters()), 0.01)
     assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 

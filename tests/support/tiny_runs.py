@@ -103,7 +103,6 @@ def tiny_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[
         "network": {"widths": [4, 8], "embedding_size": 8, "noise_size": 4},
         "objective": {
             "K": 2,
-            "judged": 2,
             "penalty_interval": 2,
             "r1_interval": 2,
             "offset_share": 0.2,

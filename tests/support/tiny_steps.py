@@ -19,7 +19,7 @@ SPEC = DataSpec(labels=("a", "b"), condition_channels=1, target_channels=1)
 TINY = {"widths": [4, 8], "noise_size": 4, "embedding_size": 8}
 BATCH, K = 5, 3
 ALL_TERMS = {  # from the first step
-    "K": K, "judged": 2, "offset_share": 0.5, "flatness": 1e-4, "gamma": 1e-4, "eta": 0.3,
+    "K": K, "offset_share": 0.5, "flatness": 1e-4, "gamma": 1e-4, "eta": 0.3,
     "penalty_interval": 2, "r1_interval": 2, "entropy_from": 0.0, "adversary_from": 0.0,
 }  # fmt: skip
 QUARTERS = {  # of `run.images`: ignition, the proposal alone, the prior again, D besides
