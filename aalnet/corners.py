@@ -19,7 +19,7 @@ from aalnet.settings import ObjectiveSettings, Settings
 
 _NO_ENTROPY = {"K": 1, "eta": 0.0, "beta": 0.0, "gamma": 0.0, "flatness": 0.0, "offset_share": 0.0,
                "ignition_images": 0}  # fmt: skip
-_CLASSICAL = {"adversary_from": 0.0, "relativistic": False}
+_CLASSICAL = {"adversary_from": 0.0, "relativistic": False, "lambda_warmup": 0.0}
 CORNERS: dict[str, dict[str, Any]] = {
     "aalnet": {"code_recovery": 0.0},
     "vae": {**_NO_ENTROPY, "entropy_from": 1.0, "adversary_from": 1.0, "code_recovery": 0.0,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aalnet import terms
 from aalnet.batch import Batch
-from aalnet.phases import Phase
+from aalnet.phases import Phase, starts
 from aalnet.settings import ObjectiveSettings
 from aalnet.state import TrainState
 from aalnet.terms import Terms
@@ -145,16 +145,24 @@ def adversarial_terms(
 
 
 def generator_weights(state: TrainState) -> dict[str, float]:
-    """Weights by name of term, DDM's and MEM's; the KL's rises from 0 at the start of the run."""
-    objective = state.objective
-    rises_until = max(1.0, objective.kl_warmup * state.settings.run.images)
+    """Weights by name of term, DDM's and MEM's; the KL's rises from 0 at the start of the run, and
+    lambda where D begins: it must learn something before G heeds it."""
+    objective, images = state.objective, state.settings.run.images
+    _, adversary = starts(objective, images)
+    kl = objective.kl * _risen(state.images_seen, objective.kl_warmup * images)
+    heeded = _risen(state.images_seen - adversary, objective.lambda_warmup * (images - adversary))
     return {
         "log_likelihood": 1.0,
-        "kl": -objective.kl * min(1.0, state.images_seen / rises_until),
+        "kl": -kl,
         "prior_likelihood": 1.0,
         "entropy": objective.eta,
-        "realism": objective.lambda_,
+        "realism": objective.lambda_ * heeded,
         "offset": -objective.eta * objective.offset_share,
         "code_recovery": -objective.code_recovery,
         "reward": objective.beta,
     }
+
+
+def _risen(images: float, over: float) -> float:
+    """Linear from 0 to 1 over so many images; 1 where there are none."""
+    return min(1.0, max(0.0, images) / over) if over > 0 else 1.0

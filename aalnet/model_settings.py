@@ -67,6 +67,11 @@ class ObjectiveSettings(Section):
         description="weight of realism, the adversarial term; raise it for more saturated, varied "
         "pictures, lower it if training is unstable",
     )
+    lambda_warmup: Share = Field(
+        0.5,
+        description="first share of D's phase, in which lambda rises from 0: D must learn "
+        "something before G heeds it",
+    )
     eta: Weight = Field(
         0.5,
         description="weight of entropy, the knob between diversity (higher) and likeness to the "

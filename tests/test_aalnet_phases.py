@@ -142,7 +142,7 @@ def test_a_corner_keeps_all_that_it_does_not_fix(model: str) -> None:
     given: dict[str, Any] = {
         "K": 5, "lambda": 0.7, "eta": 0.1, "beta": 0.2, "gamma": 0.3, "flatness": 0.4,
         "offset_share": 0.6, "scale": 0.2, "width": 3.0, "kl": 0.05, "kl_warmup": 0.5,
-        "ignition_images": 7, "entropy_from": 0.2, "adversary_from": 0.3,
+        "ignition_images": 7, "entropy_from": 0.2, "adversary_from": 0.3, "lambda_warmup": 0.4,
         "judges_proposal": True, "relativistic": True, "code_recovery": 0.9, "r1": 0.8,
         "r1_interval": 3, "penalty_method": "exact", "penalty_interval": 5, "penalty_step": 0.01,
     }  # fmt: skip

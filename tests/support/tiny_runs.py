@@ -108,6 +108,7 @@ def tiny_values(data: Path, overrides: Mapping[str, Any] | None = None) -> dict[
             "offset_share": 0.2,
             "entropy_from": 0.0,
             "adversary_from": 0.0,
+            "lambda_warmup": 0.0,
         },
         "optimizer": {"warmup_images": 8},
         "evaluation": {"samples": 2, "max_images": 4},

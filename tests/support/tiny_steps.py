@@ -20,6 +20,7 @@ TINY = {"widths": [4, 8], "noise_size": 4, "embedding_size": 8}
 BATCH, K = 5, 3
 ALL_TERMS = {  # from the first step
     "K": K, "offset_share": 0.5, "flatness": 1e-4, "gamma": 1e-4, "eta": 0.3,
+    "lambda_warmup": 0.0,
     "penalty_interval": 2, "r1_interval": 2, "entropy_from": 0.0, "adversary_from": 0.0,
 }  # fmt: skip
 QUARTERS = {  # of `run.images`: ignition, the proposal alone, the prior again, D besides
