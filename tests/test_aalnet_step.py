@@ -165,10 +165,19 @@ def test_weights_carry_the_articles_signs() -> None:
     }  # fmt: skip
 
 
-def test_without_warm_up_the_kl_has_its_weight_from_the_second_step() -> None:
-    state = new_state(settings_of(objective={"kl": 4, "kl_warmup": 0.0}))
-    train_step(state, global_batch(0))
-    assert ddm.generator_weights(state)["kl"] == -4
+def test_without_warm_up_a_weight_is_whole_from_the_first_step() -> None:
+    state = new_state(settings_of(objective={"kl": 4, "kl_warmup": 0.0, "lambda": 2}))
+    weights = ddm.generator_weights(state)
+    assert (weights["kl"], weights["realism"]) == (-4, 2)
+
+
+def test_lambda_rises_where_d_begins() -> None:
+    objective = {"lambda": 2, "adversary_from": 0.4, "lambda_warmup": 0.5}
+    state = new_state(settings_of(objective=objective, run={"images": 100}))
+    found = []
+    for state.images_seen in (0, 40, 55, 70, 90):
+        found.append(ddm.generator_weights(state)["realism"])
+    assert found == pytest.approx([0, 0, 1, 2, 2])
 
 
 def test_a_penalty_weighs_the_steps_it_was_not_due() -> None:
