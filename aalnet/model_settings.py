@@ -131,9 +131,10 @@ class ObjectiveSettings(Section):
         "and density_flatness. 1: never after ignition",
     )
     adversary_from: Share = Field(
-        0.85,
-        description="share of the run from which D works: realism, reward, response and offset. "
-        "Earlier helps long runs only; 1: never",
+        1.0,
+        description="share of the run from which D works: realism, reward, response and offset. 1: "
+        "never, the default, for in short runs D cost more than it gave (docs/comparison.md); try "
+        "0.85 in long ones",
     )
     judges_proposal: bool = Field(
         False, description="let D judge the sample of q's code too; the vae-gan always does"

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from deploy.endpoint.client import EndpointClient, EndpointRefused
 from tests.support.endpoint_models import in_background
 from tests.support.processes import workers_of
@@ -30,9 +32,11 @@ from tests.support.tiny_runs import (
     aalnet_command,
     encoded,
     noise_picture,
+    noise_rows,
     tiny_values,
     write_config,
     write_data,
+    write_pairs,
 )
 
 RUN, MODEL, CAMPAIGN = "live", "live-model", "live-campaign"
@@ -41,6 +45,7 @@ LIVE: dict[str, Any] = {
     "run.checkpoint_every_images": 200,
     "run.evaluate_every_images": 400,
     "run.log_every_images": 40,
+    "evaluation.max_images": 12,
 }
 LONG_S = 240.0  # for what takes half a minute on an idle machine
 FAIR = {"RAY_worker_niceness": "0"}  # else the endpoint's load leaves Ray's workers no time
@@ -57,6 +62,10 @@ def live_prometheus(folder: Path) -> Iterator[str]:
     """The address of a Prometheus that has been scraping all three for a while, and still does."""
     cache, store = folder / "cache", folder / "store"
     data = write_data(folder / "data")
+    rows = noise_rows(12)
+    for i, row in enumerate(rows):  # a grey of its own for each label, so that one can be followed
+        row["target"] = encoded(Image.new("RGB", (32, 32), (80 * (i % 3),) * 3))
+    write_pairs(data / "test.parquet", rows)
     config = write_config(folder / "live.yaml", tiny_values(data, LIVE))
     search = write_config(folder / "search.yaml", {"base": tiny_values(data, TRIAL), **TRIALS})
     with contextlib.ExitStack() as stack:
