@@ -47,7 +47,7 @@ def test_the_phases_and_terms_of_a_run_by_default() -> None:
     """What docs/objective.md tells, and every study is measured against."""
     objective = Settings().objective
     assert (objective.ignition_images, objective.entropy_from, objective.adversary_from) == (
-        2500, 0.7, 0.85,
+        2500, 0.7, 1.0,
     )  # fmt: skip
     assert (objective.K, objective.lambda_, objective.eta) == (2, 3.0, 0.5)
     assert objective.proposal

@@ -100,7 +100,6 @@ class RepeatSettings(Section):
 
 EVALUATED = ("evaluation.", "run.evaluate_every_images", "run.checkpoint_every_images")
 SPACE: dict[str, Any] = {
-    "objective.adversary_from": {"choices": [0.7, 0.85, 1.0]},  # lambda, beta, gamma: of D
     "objective.lambda": {"low": 0.3, "high": 30.0, "log": True},
     "objective.eta": {"low": 0.05, "high": 1.0, "log": True},
     "objective.beta": {"low": 0.01, "high": 1.0, "log": True},
