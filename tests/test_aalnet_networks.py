@@ -175,6 +175,8 @@ def test_a_logit_is_that_of_the_whole_image_and_that_of_its_patch(family: str) -
 
 def test_the_proposal_looks_at_condition_target_and_label() -> None:
     proposal = Proposal(tiny(), SPEC)
+    assert not proposal.moments.weight.chunk(2)[1].any()  # as wide as the prior at first
+    nn.init.normal_(proposal.moments.weight)
     condition, label, _ = inputs()
     target = torch.rand(N, 3, 32, 32) * 2 - 1
 

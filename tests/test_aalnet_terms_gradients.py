@@ -22,7 +22,7 @@ ALL = Phase(prior=True, adversary=True)
 
 def tiny_state(model: str = "aalnet", **objective: object) -> TrainState:
     off = {"lambda": 0.0, "eta": 0.0, "beta": 0.0, "gamma": 0.0, "flatness": 0.0, "r1": 0.0}
-    kept = {"K": 4, "scale": SCALE, "width": 1.0}
+    kept = {"K": 4, "scale": SCALE, "width": 1.0, "adversary_from": 0.85}
     values = {"model": model, "network": TINY, "objective": off | kept | objective}
     return TrainState(parse_settings(values), SPEC, torch.device("cpu"))
 
