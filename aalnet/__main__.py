@@ -26,10 +26,7 @@ COMMANDS = {
     "watch": ("tuner.commands.watch", "Show how a run or a campaign goes on, with sparklines."),
     "sample": ("deploy.commands.sample", "Draw several pictures for condition images."),
     "evaluate": ("cluster.commands.evaluate", "Measure a model on held-out pairs."),
-    "compare": (
-        "cluster.commands.compare",
-        "Train models alike, over seeds; measure them.",
-    ),
+    "compare": ("cluster.commands.compare", "Train models alike, over seeds; measure them."),
     "promote": ("cluster.commands.promote", "Point a model's name to a checkpoint."),
     "serve": ("deploy.commands.serve", "Serve a model over HTTP, with a page to try it on."),
     "deploy": ("deploy.commands.deploy", "Put it all onto Kubernetes: apply, status, logs."),

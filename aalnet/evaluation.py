@@ -90,8 +90,7 @@ class Evaluator:
             "pixel_energy_score": [], "best_of_k_l1": [], "diversity": [],
         }  # fmt: skip
         for batch in self._batches():
-            noise = self._noise(batch, k, seed) * scale[batch, None, None]
-            samples = self._draw(draw, batch, self.labels, noise)
+            samples = self._draw(draw, batch, self.labels, self._noise(batch, k, seed, scale))
             targets = self.targets[batch]
             firsts.append(samples[:, 0])
             nearest = scores.mean_difference(samples, targets[:, None]).amin(dim=1)
@@ -123,8 +122,7 @@ class Evaluator:
         """
         scale, found = self._temperatures(temperature), []
         for batch in self._batches():
-            noise = self._noise(batch, k, seed) * scale[batch, None, None]
-            samples = self._draw(draw, batch, self.labels, noise)
+            samples = self._draw(draw, batch, self.labels, self._noise(batch, k, seed, scale))
             if self.features is None:
                 found.append(scores.pixel_energy_score(self.targets[batch], samples).cpu())
             else:
@@ -146,10 +144,10 @@ class Evaluator:
             )
         return scale.to(self.targets.device).expand(count)
 
-    def _noise(self, batch: slice, k: int, seed: int) -> Tensor:
-        """[n, k, Z] on the targets' device."""
+    def _noise(self, batch: slice, k: int, seed: int, scale: Tensor) -> Tensor:
+        """[n, k, Z] on the targets' device, times each image's temperature of `scale` [N]."""
         noise = noise_for(seed, batch.start, batch.stop - batch.start, k, self.noise_size)
-        return noise.to(self.targets.device)
+        return noise.to(self.targets.device) * scale[batch, None, None]
 
     def _draw(self, draw: Draw, batch: slice, labels: Tensor, noise: Tensor) -> Tensor:
         """Samples [n, k, Cy, H, W] of labels [N] and noise [n, k, Z], finite and in [-1, 1]."""
@@ -182,9 +180,9 @@ class Evaluator:
         if torch.equal(labels, self.labels):
             return {}
         other = torch.cat([
-            self._features(self._draw(
-                draw, batch, labels, self._noise(batch, 1, seed) * scale[batch, None, None]
-            )[:, 0])
+            self._features(
+                self._draw(draw, batch, labels, self._noise(batch, 1, seed, scale))[:, 0]
+            )
             for batch in self._batches()
         ])  # fmt: skip
         followed = scores.label_following(other - own, self.labels.cpu(), self._target_features)

@@ -68,7 +68,7 @@ def _summed_density(state: TrainState, batch: Batch) -> OutputFunction:
     def value(samples: Tensor) -> Tensor:
         return terms.summed_density(samples, state.density).sum() / batch.global_images
 
-    return OutputFunction(output=partial(_draw, state, batch, state.objective.K), value=value)
+    return OutputFunction(output=partial(_draw, state, batch), value=value)
 
 
 def _separation(state: TrainState, batch: Batch) -> OutputFunction:
@@ -77,7 +77,7 @@ def _separation(state: TrainState, batch: Batch) -> OutputFunction:
         real = state.discriminator(batch.condition, batch.target, batch.label)
 
     def output(parameters: Parameters) -> Tensor:
-        samples = _draw(state, batch, state.objective.K, parameters)
+        samples = _draw(state, batch, parameters)
         logits: Tensor = state.discriminator(batch.condition, samples, batch.label)
         return logits
 
@@ -87,7 +87,7 @@ def _separation(state: TrainState, batch: Batch) -> OutputFunction:
     return OutputFunction(output, value)
 
 
-def _draw(state: TrainState, batch: Batch, count: int, parameters: Parameters) -> Tensor:
-    arguments = (batch.condition, batch.label, batch.noise[:, 1 : 1 + count])
+def _draw(state: TrainState, batch: Batch, parameters: Parameters) -> Tensor:
+    arguments = (batch.condition, batch.label, batch.noise[:, 1 : 1 + state.objective.K])
     samples: Tensor = functional_call(state.generator, parameters, arguments)
     return samples

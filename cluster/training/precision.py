@@ -73,7 +73,7 @@ def _in_format(settings: Settings, index: int) -> Settings:
 def _of_checkpoint(run: Run) -> int | None:
     """The format of the newest checkpoint that tells it; None in a new run."""
     names = [fmt["precision"] for fmt in FORMATS]
-    for checkpoint in sorted(checkpoints(run), key=lambda each: each.images, reverse=True):
+    for checkpoint in reversed(checkpoints(run)):
         try:
             return names.index(checkpoint.manifest().settings["run"]["precision"])
         except (CheckpointError, KeyError, ValueError):
